@@ -1,0 +1,47 @@
+"""The vocabulary of adapters."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+
+class AdapterState(enum.Enum):
+    """Where an adapter is in its life; see `AdapterState` in adapter.proto."""
+
+    PENDING = "pending"
+    FETCHING = "fetching"
+    VALIDATING = "validating"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an adapter failed: a reason that programs read and a sentence that people read."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """A picture of one adapter; a new one is made at each change."""
+
+    name: str
+    source: str
+    base_model: str
+    state: AdapterState
+    revision: int
+    created: datetime
+    updated: datetime
+    version: str = ""
+    failure: Failure | None = None
+    rank: int = 0
+    target_modules: tuple[str, ...] = ()
+    size_bytes: int = 0
+    active_leases: int = 0

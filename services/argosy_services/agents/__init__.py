@@ -1,0 +1,1 @@
+"""Agents: a language model that reasons in steps and calls tools."""

@@ -1,0 +1,211 @@
+"""The vocabulary of generation engines and the interface that all of them have.
+
+An engine owns a model and one thread that runs it (docs/adr/0005). Requests come in from any thread; after each step
+the engine hands everything new to one callback, on its own thread. Token ids go in and come out.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from argosy_services.errors import ArgosyError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn from logits. Values are valid: whoever makes one has checked them.
+
+    `temperature` 0 is greedy. `logprobs` is how many of the most likely tokens are reported beside the drawn one; None
+    reports nothing.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+    logprobs: int | None = None
+
+
+class GrammarKind(enum.Enum):
+    """In which language a grammar is written."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """The form that an answer must have."""
+
+    kind: GrammarKind
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to run.
+
+    `stop_token_ids` end the sequence; the model's own end tokens are among them unless the caller ignores those.
+    `adapter` is the key under which the adapter was loaded. With `score_from` set nothing is generated: the
+    log-probabilities of the prompt's tokens from that position on are returned, and `max_tokens` is 0.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    adapter: str | None = None
+    grammar: Grammar | None = None
+    score_from: int | None = None
+
+
+class Finish(enum.Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities (natural logarithm, of the model's own distribution) at one position.
+
+    `top` holds (token id, log-probability) pairs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that a sequence spent: waiting for a place, until its first token, from there to its last."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step brought for one request.
+
+    `logprobs` has one entry for each of `token_ids` where they were asked for, and one for each scored token of a
+    scoring request. With `finish` set nothing follows; `error` is set where it is FAILED.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: Finish | None = None
+    cached_tokens: int = 0
+    timings: Timings | None = None
+    error: ArgosyError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine serves; fixed once it is made."""
+
+    engine: str
+    architecture: str
+    dtype: str
+    device: str
+    parameter_count: int
+    max_context_tokens: int
+    vocabulary_size: int
+    eos_token_ids: frozenset[int]
+    max_adapters: int
+    max_adapter_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A picture of an engine between two steps."""
+
+    running: int
+    waiting: int
+    waiting_tokens: int
+    kv_blocks_in_use: int
+    kv_blocks_total: int
+    adapters: int
+    steps: int
+    preemptions: int
+
+
+class AdapterWeights(Protocol):
+    """A validated adapter, ready to be put into an engine.
+
+    `version` is the SHA-256 over its files in hexadecimal, `size_bytes` what it takes in the engine.
+    """
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def target_modules(self) -> tuple[str, ...]: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+StepCallback = Callable[[list[StepOutput]], None]
+
+
+class Engine(Protocol):
+    """Runs sequences. Every method may be called from any thread."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def start(self, on_step: StepCallback) -> None:
+        """Starts the engine's thread. `on_step` is called on it, once a step; it must be fast and must not raise."""
+        ...
+
+    def close(self) -> None:
+        """Stops the thread; sequences that still run end with FAILED (DRAINING)."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """Takes a sequence. Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Frees a sequence before the next step; no output follows. Unknown ids are ignored."""
+        ...
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compiles a grammar. Raises INVALID_GRAMMAR. Takes milliseconds: not for an event loop's thread."""
+        ...
+
+    def read_adapter(self, directory: Path) -> AdapterWeights:
+        """Reads and validates a PEFT adapter. Raises ADAPTER_INVALID or WRONG_BASE_MODEL. Blocks on disk."""
+        ...
+
+    def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
+        """Puts an adapter into a slot between two steps. The future raises ADAPTER_SLOTS_FULL."""
+        ...
+
+    def unload_adapter(self, key: str) -> Future[None]:
+        """Frees an adapter's slot between two steps. Sequences that still use it end with FAILED
+        (ADAPTER_NOT_READY)."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """The picture after the last step."""
+        ...

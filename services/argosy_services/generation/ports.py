@@ -1,0 +1,32 @@
+"""What generation asks of its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to use an adapter: `key` names it in the engine, `version` is its content hash.
+
+    While a lease is out, the adapter stays in the engine.
+    """
+
+    name: str
+    key: str
+    version: str
+
+
+class AdapterLeases(Protocol):
+    """Gives leases. Filled by the adapter registry."""
+
+    def lease(self, name: str, on_revoke: Callable[[], None]) -> AbstractContextManager[Lease]:
+        """A lease for the length of a `with` block.
+
+        Raises ADAPTER_NOT_FOUND or ADAPTER_NOT_READY. `on_revoke` is called, on the event loop's thread, when the
+        adapter must leave and its drain deadline has passed: the holder then ends its sequences with ADAPTER_NOT_READY.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""What every service needs around its logic: deadlines, admission, metrics, request ids and the mapping of errors."""

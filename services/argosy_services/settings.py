@@ -1,0 +1,141 @@
+"""Every setting of the servers: from keyword arguments, environment (ARGOSY_*), a YAML file and defaults, in this order.
+
+Nested settings use two underscores: `ARGOSY_GENERATION__DTYPE=bfloat16`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GenerationSettings(_Section):
+    """The generation model and its engine."""
+
+    model: str = Field("smollm2-135m-instruct", description="Name in the model store, or a source URI.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Type of weights and cache; auto takes bfloat16 where the device computes with it natively."
+    )
+    device: str = Field("cpu", description="Torch device.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads of a step; 0 takes one per core.")
+    kv_cache_tokens: int = Field(65_536, ge=256, description="Tokens that the key-value cache holds, over all sequences.")
+    block_tokens: int = Field(16, ge=1, le=256, description="Tokens in one block of the cache.")
+    max_batch: int = Field(64, ge=1, le=4096, description="Most sequences in one step.")
+    max_step_tokens: int = Field(512, ge=16, description="Most tokens that one step computes.")
+    max_waiting: int = Field(256, ge=0, description="Most sequences that wait; one more is refused.")
+    max_context_tokens: int = Field(0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
+    max_adapters: int = Field(16, ge=0, le=1024, description="Most adapters in the engine at once.")
+    max_adapter_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
+
+
+class EmbeddingSettings(_Section):
+    """The embedding model."""
+
+    model: str = Field("all-minilm-l6-v2", description="Name in the model store, or a source URI.")
+    max_batch_tokens: int = Field(4_096, ge=16, description="Most tokens, padding included, in one batch.")
+    max_waiting_texts: int = Field(16_384, ge=1, description="Most texts that wait; more are refused.")
+
+
+class AdapterSettings(_Section):
+    """Where adapters may come from."""
+
+    roots: tuple[Path, ...] = Field(
+        (), description="Directories below which file:// sources are accepted; the data directory's adapters/ always is."
+    )
+    max_size_bytes: int = Field(1 << 30, ge=1, description="Largest adapter directory that is accepted.")
+
+
+class AgentSettings(_Section):
+    """Bounds of agent runs."""
+
+    max_running: int = Field(32, ge=1, description="Most runs at once; one more is refused.")
+
+
+class Settings(BaseSettings):
+    """Everything that `argosy serve` can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ARGOSY_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address of the gRPC port.")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus port.")
+    metrics_port: int = Field(50052, ge=0, le=65535, description="Prometheus port; 0 takes a free one.")
+    data_dir: Path = Field(Path("~/.local/share/argosy"), description="Where models and adapters are kept.")
+    api_keys: tuple[SecretStr, ...] = Field((), description="Keys of which calls must carry one; none admits everybody.")
+    tls_certificate: Path | None = Field(None, description="PEM file; with tls_key, the gRPC port speaks TLS only.")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
+    insecure: bool = Field(False, description="Allow a non-loopback address without API keys.")
+    drain_seconds: float = Field(30.0, ge=0, le=3600, description="How long running calls may finish on SIGTERM.")
+    max_message_bytes: int = Field(16 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_format: Literal["json", "console"] = Field("json", description="Form of log lines on standard error.")
+    generation: GenerationSettings = GenerationSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    adapters: AdapterSettings = AdapterSettings()
+    agents: AgentSettings = AgentSettings()
+
+    @property
+    def models_dir(self) -> Path:
+        """Root of the model store."""
+        return self.data_dir / "models"
+
+    @property
+    def adapter_roots(self) -> tuple[Path, ...]:
+        """Directories below which `file://` adapter sources are accepted."""
+        return (self.data_dir / "adapters", *self.adapters.roots)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_home(cls, values: dict[str, object]) -> dict[str, object]:
+        data_dir = values.get("data_dir", "~/.local/share/argosy")
+        return {**values, "data_dir": Path(str(data_dir)).expanduser().absolute()}
+
+    @model_validator(mode="after")
+    def _refuse_open_door(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be set together")
+        if not (self.api_keys or self.insecure or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} is reachable from other machines and no API key is set: set ARGOSY_API_KEYS, "
+                "or ARGOSY_INSECURE=true where the network itself is trusted"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Adds the file that ARGOSY_CONFIG names below the environment."""
+        config = os.environ.get("ARGOSY_CONFIG")
+        file = (YamlConfigSettingsSource(settings_cls, yaml_file=config),) if config else ()
+        return (init_settings, env_settings, *file)
+
+    def redacted(self) -> dict[str, object]:
+        """The settings as plain values with every secret masked, for logs."""
+        return self.model_dump(mode="json")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is only reachable from this machine."""
+    if host == "localhost" or host.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
