@@ -8,37 +8,33 @@ import enum
 class Reason(enum.StrEnum):
     """Why a call failed. The values are those of `argosy.api.common.v1.ErrorReason` without their prefix."""
 
-    INVALID_FIELD = enum.auto()
-    MALFORMED_MESSAGE = enum.auto()
-    PROMPT_TOO_LONG = enum.auto()
-    INPUT_TOO_LARGE = enum.auto()
-    TOO_MANY_INPUTS = enum.auto()
-    INVALID_GRAMMAR = enum.auto()
-    CHAT_TEMPLATE_FAILED = enum.auto()
-    SOURCE_REFUSED = enum.auto()
-    MODEL_NOT_FOUND = enum.auto()
-    ADAPTER_NOT_FOUND = enum.auto()
-    TOOL_NOT_FOUND = enum.auto()
-    ADAPTER_EXISTS = enum.auto()
-    ADAPTER_NOT_READY = enum.auto()
-    ADAPTER_INVALID = enum.auto()
-    WRONG_BASE_MODEL = enum.auto()
-    TOKENIZER_MISMATCH = enum.auto()
-    CHAT_TEMPLATE_MISSING = enum.auto()
-    QUEUE_FULL = enum.auto()
-    KV_CACHE_FULL = enum.auto()
-    ADAPTER_SLOTS_FULL = enum.auto()
-    STARTING = enum.auto()
-    DRAINING = enum.auto()
-    ENGINE_FAILED = enum.auto()
-    INVALID_CREDENTIALS = enum.auto()
-    DEADLINE_EXCEEDED = enum.auto()
-    NOT_SUPPORTED = enum.auto()
-    INTERNAL = enum.auto()
-
-    @staticmethod
-    def _generate_next_value_(name: str, start: int, count: int, last_values: list[str]) -> str:
-        return name
+    INVALID_FIELD = "INVALID_FIELD"
+    MALFORMED_MESSAGE = "MALFORMED_MESSAGE"
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    INPUT_TOO_LARGE = "INPUT_TOO_LARGE"
+    TOO_MANY_INPUTS = "TOO_MANY_INPUTS"
+    INVALID_GRAMMAR = "INVALID_GRAMMAR"
+    CHAT_TEMPLATE_FAILED = "CHAT_TEMPLATE_FAILED"
+    SOURCE_REFUSED = "SOURCE_REFUSED"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    ADAPTER_NOT_FOUND = "ADAPTER_NOT_FOUND"
+    TOOL_NOT_FOUND = "TOOL_NOT_FOUND"
+    ADAPTER_EXISTS = "ADAPTER_EXISTS"
+    ADAPTER_NOT_READY = "ADAPTER_NOT_READY"
+    ADAPTER_INVALID = "ADAPTER_INVALID"
+    WRONG_BASE_MODEL = "WRONG_BASE_MODEL"
+    TOKENIZER_MISMATCH = "TOKENIZER_MISMATCH"
+    CHAT_TEMPLATE_MISSING = "CHAT_TEMPLATE_MISSING"
+    QUEUE_FULL = "QUEUE_FULL"
+    KV_CACHE_FULL = "KV_CACHE_FULL"
+    ADAPTER_SLOTS_FULL = "ADAPTER_SLOTS_FULL"
+    STARTING = "STARTING"
+    DRAINING = "DRAINING"
+    ENGINE_FAILED = "ENGINE_FAILED"
+    INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    NOT_SUPPORTED = "NOT_SUPPORTED"
+    INTERNAL = "INTERNAL"
 
 
 class ArgosyError(Exception):
