@@ -45,9 +45,7 @@ class ArgosyError(Exception):
     later.
     """
 
-    def __init__(
-        self, reason: Reason, message: str, *, retry_after_s: float | None = None, **metadata: object
-    ) -> None:
+    def __init__(self, reason: Reason, message: str, *, retry_after_s: float | None = None, **metadata: object) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message

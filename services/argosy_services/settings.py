@@ -27,7 +27,9 @@ class GenerationSettings(_Section):
     )
     device: str = Field("cpu", description="Torch device.")
     threads: int = Field(0, ge=0, le=1024, description="Threads of a step; 0 takes one per core.")
-    kv_cache_tokens: int = Field(65_536, ge=256, description="Tokens that the key-value cache holds, over all sequences.")
+    kv_cache_tokens: int = Field(
+        65_536, ge=256, description="Tokens that the key-value cache holds, over all sequences."
+    )
     block_tokens: int = Field(16, ge=1, le=256, description="Tokens in one block of the cache.")
     max_batch: int = Field(64, ge=1, le=4096, description="Most sequences in one step.")
     max_step_tokens: int = Field(512, ge=16, description="Most tokens that one step computes.")
@@ -49,7 +51,8 @@ class AdapterSettings(_Section):
     """Where adapters may come from."""
 
     roots: tuple[Path, ...] = Field(
-        (), description="Directories below which file:// sources are accepted; the data directory's adapters/ always is."
+        (),
+        description="Directories below which file:// sources are accepted; the data directory's adapters/ always is.",
     )
     max_size_bytes: int = Field(1 << 30, ge=1, description="Largest adapter directory that is accepted.")
 
@@ -72,7 +75,9 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus port.")
     metrics_port: int = Field(50052, ge=0, le=65535, description="Prometheus port; 0 takes a free one.")
     data_dir: Path = Field(Path("~/.local/share/argosy"), description="Where models and adapters are kept.")
-    api_keys: tuple[SecretStr, ...] = Field((), description="Keys of which calls must carry one; none admits everybody.")
+    api_keys: tuple[SecretStr, ...] = Field(
+        (), description="Keys of which calls must carry one; none admits everybody."
+    )
     tls_certificate: Path | None = Field(None, description="PEM file; with tls_key, the gRPC port speaks TLS only.")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
     insecure: bool = Field(False, description="Allow a non-loopback address without API keys.")

@@ -203,7 +203,8 @@ class Engine(Protocol):
 
     def unload_adapter(self, key: str) -> Future[None]:
         """Frees an adapter's slot between two steps. Sequences that still use it end with FAILED
-        (ADAPTER_NOT_READY)."""
+        (ADAPTER_NOT_READY).
+        """
         ...
 
     def stats(self) -> EngineStats:

@@ -32,9 +32,7 @@ class Call:
 
 def open_call(grpc_context: Any) -> Call:
     """Reads a call from the context of either runtime."""
-    metadata = {
-        str(key): value for key, value in grpc_context.invocation_metadata() or () if isinstance(value, str)
-    }
+    metadata = {str(key): value for key, value in grpc_context.invocation_metadata() or () if isinstance(value, str)}
     given = metadata.get("x-request-id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     remaining = _remaining(grpc_context, metadata)

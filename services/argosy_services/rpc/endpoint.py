@@ -58,7 +58,9 @@ def unary(response: type[Resp]) -> Callable[[Callable[[S, Req, Call], Awaitable[
     return decorate
 
 
-def stream(response: type[Resp], *, watch: bool = False) -> Callable[[Callable[[S, Req, Call], AsyncIterator[Resp]]], Any]:
+def stream(
+    response: type[Resp], *, watch: bool = False
+) -> Callable[[Callable[[S, Req, Call], AsyncIterator[Resp]]], Any]:
     """Makes an RPC that answers with a stream of messages.
 
     After an error one empty message is sent before the status: Ray Serve would lose the status otherwise, and clients

@@ -38,4 +38,6 @@ def _read(token: str) -> str | None:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError) as error:
-        raise invalid_field("page_token", "is not one that this server gave", limit="a page token", value=token) from error
+        raise invalid_field(
+            "page_token", "is not one that this server gave", limit="a page token", value=token
+        ) from error

@@ -71,12 +71,11 @@ def details(error: ArgosyError) -> status_pb2.Status:
 
 def write(context: StatusContext, error: ArgosyError, request_id: str) -> None:
     """Ends a call with an error. The caller then returns or yields an empty message: Ray Serve loses the details of a
-    raised exception (docs/adr/0003)."""
+    raised exception (docs/adr/0003).
+    """
     context.set_code(CODES[error.reason])
     context.set_details(error.message)
-    context.set_trailing_metadata(
-        (("x-request-id", request_id), (DETAILS_KEY, details(error).SerializeToString()))
-    )
+    context.set_trailing_metadata((("x-request-id", request_id), (DETAILS_KEY, details(error).SerializeToString())))
 
 
 def _pack(
