@@ -1,0 +1,18 @@
+"""Makes the engine that fits a model and a machine; callers never import an implementation."""
+
+from __future__ import annotations
+
+from argosy_services.engine.base import Engine
+from argosy_services.models.types import LocalModel
+from argosy_services.settings import GenerationSettings
+
+
+def create_engine(model: LocalModel, settings: GenerationSettings, tokenizer_json: str) -> Engine:
+    """Loads a model into an engine that is ready to be started. Blocks for seconds; for any thread.
+
+    `tokenizer_json` is the text of the model's tokenizer.json, of which grammars need the bytes of every token. Raises
+    UnsupportedModelError for a checkpoint that the engine cannot serve.
+    """
+    from argosy_services.engine.torch_engine.engine import TorchEngine
+
+    return TorchEngine.load(model, settings, tokenizer_json)

@@ -1,0 +1,33 @@
+"""The tensors of the key-value cache."""
+
+from __future__ import annotations
+
+import torch
+
+from argosy_services.engine.torch_engine.config import DecoderConfig
+
+
+class KvPool:
+    """Keys and values of every layer, each `[kv_heads, slots, head_dim]`; a slot holds one token of one block.
+
+    Head-major, so that a gathered sequence is contiguous for each head and attention is one batched product. Zeroed, so
+    that a slot which was never written can be read (and masked) without poisoning a sum; the operating system hands out
+    the zero pages only once they are touched.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (config.kv_heads, blocks * block_tokens, config.head_dim)
+        self.block_tokens = block_tokens
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+
+    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Stores `[tokens, kv_heads, head_dim]` at int64 `slots` `[tokens]`."""
+        self.keys[layer].index_copy_(1, slots, key.transpose(0, 1))
+        self.values[layer].index_copy_(1, slots, value.transpose(0, 1))
+
+    def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at int64 `slots` `[n]`, each `[kv_heads, n, head_dim]`."""
+        return self.keys[layer].index_select(1, slots), self.values[layer].index_select(1, slots)

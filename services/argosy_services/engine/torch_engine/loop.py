@@ -1,0 +1,271 @@
+"""The engine's one thread: takes commands, schedules, runs, draws, and hands out what is new."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from argosy_services import metrics
+from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
+from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
+from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
+from argosy_services.engine.torch_engine.model_runner import ModelRunner, RowSpan
+from argosy_services.engine.torch_engine.sampler import describe, draw
+from argosy_services.engine.torch_engine.scheduler import Scheduler
+from argosy_services.engine.torch_engine.sequence import Sequence
+from argosy_services.errors import ArgosyError, Reason
+
+log = structlog.get_logger("argosy.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a loop works with; nobody else touches them once it runs."""
+
+    model: str
+    scheduler: Scheduler
+    runner: ModelRunner
+    adapters: AdapterSlots
+    grammars: GrammarCompiler
+    threads: int
+
+
+class EngineLoop(threading.Thread):
+    """Runs sequences until it is stopped or a fault ends it."""
+
+    def __init__(self, parts: Parts, on_step: StepCallback) -> None:
+        super().__init__(name=f"engine-{parts.model}", daemon=True)
+        self.parts = parts
+        self._on_step = on_step
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition(threading.RLock())
+        self._sequences: dict[str, Sequence] = {}
+        self._outputs: list[StepOutput] = []
+        self._steps = 0
+        self._live = 0
+        self._closed = False
+        self._stopping = False
+        self.fault: Exception | None = None
+        self.stats = self._picture()
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Has the engine's thread run a command before its next step. For any thread. Raises ENGINE_FAILED."""
+        with self._wake:
+            if self._closed:
+                raise not_running() from self.fault
+            self._commands.append(command)
+            self._wake.notify()
+
+    def offer(self, request: Request, limit: int) -> bool:
+        """Has a sequence queued, unless `limit` sequences are here already. For any thread. Raises ENGINE_FAILED."""
+        with self._wake:
+            if self._live >= limit:
+                return False
+            self.post(lambda: self._submit(request))
+            self._live += 1
+            return True
+
+    def stop(self) -> None:
+        """Ends the thread after the step that runs. For any thread."""
+        self.post(self._stop)
+        self.join()
+
+    def run(self) -> None:
+        """The thread's body."""
+        torch.set_num_threads(self.parts.threads)
+        try:
+            while not self._stopping:
+                self._run_commands()
+                self._step()
+                self._hand_out()
+            self._shut(ArgosyError(Reason.DRAINING, "the engine is shutting down; retry elsewhere", retry_after_s=1.0))
+        except Exception as fault:
+            log.error("engine stopped by a fault", model=self.parts.model, exc_info=fault)
+            self.fault = fault
+            self._shut(not_running())
+
+    # Commands: run on the engine's thread.
+
+    def _submit(self, request: Request) -> None:
+        sequence = Sequence.of(request)
+        self._sequences[request.id] = sequence
+        self.parts.scheduler.add(sequence)
+        if request.adapter is not None and request.adapter not in self.parts.adapters:
+            self._fail(sequence, _adapter_left(request.adapter))
+        elif request.grammar is not None:
+            try:
+                sequence.matcher = self.parts.grammars.matcher(request.grammar)
+            except ArgosyError as error:
+                self._fail(sequence, error)
+
+    def cancel(self, request_id: str, asked: float) -> None:
+        """Frees a sequence; one that is over already is ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._remove(sequence)
+            metrics.CANCEL_TO_FREE.labels(model=self.parts.model).observe(time.monotonic() - asked)
+
+    def drop_adapter(self, key: str) -> None:
+        """Frees an adapter's slot and ends the sequences that still use it."""
+        for sequence in list(self._sequences.values()):
+            if sequence.request.adapter == key:
+                self._fail(sequence, _adapter_left(key))
+        self.parts.adapters.drop(key)
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError where blocks leaked or the books disagree."""
+        scheduler = self.parts.scheduler
+        scheduler.check_integrity()
+        if len(self._sequences) != len(scheduler.running) + len(scheduler.waiting):
+            raise RuntimeError("the engine's books and the scheduler's disagree")
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    # One step.
+
+    def _run_commands(self) -> None:
+        with self._wake:
+            while not self._commands and not self._sequences:
+                self._wake.wait()
+            commands = list(self._commands)
+            self._commands.clear()
+        for command in commands:
+            command()
+        self.stats = self._picture()
+
+    def _step(self) -> None:
+        work = self.parts.scheduler.schedule()
+        if not work:
+            return
+        logits, spans = self.parts.runner.run(work)
+        for item in work:
+            item.sequence.computed += item.count
+        scored = [span for span in spans if span.work.sequence.request.score_from is not None]
+        for span in scored:
+            self._score(logits[span.first : span.first + span.count], span)
+        drawn = [span for span in spans if span.work.sequence.request.score_from is None]
+        if drawn:
+            self._draw(logits[[span.first for span in drawn]], [span.work.sequence for span in drawn])
+        for sequence in {item.sequence for item in work if item.completes}:
+            if sequence.request.score_from is not None:
+                self._finish_score(sequence)
+        self._steps += 1
+
+    def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
+        now = time.monotonic()
+        for sequence, (token, logprobs) in zip(sequences, draw(logits, sequences), strict=True):
+            sequence.first_token = sequence.first_token or now
+            try:
+                self._take(sequence, token, logprobs, now)
+            except ArgosyError as error:
+                # A grammar's fault is its request's own.
+                self._fail(sequence, error)
+
+    def _take(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
+        request = sequence.request
+        sequence.tokens.append(token)
+        finish = None
+        if token in request.stop_token_ids:
+            finish = Finish.STOP
+        elif isinstance(sequence.matcher, Matcher):
+            sequence.matcher.accept(token)
+            finish = Finish.STOP if sequence.matcher.finished else None
+        if finish is None and sequence.generated >= request.max_tokens:
+            finish = Finish.LENGTH
+        if finish is not None:
+            self._remove(sequence)
+        self._outputs.append(
+            StepOutput(
+                request.id,
+                token_ids=(token,),
+                logprobs=() if logprobs is None else (logprobs,),
+                finish=finish,
+                timings=None if finish is None else sequence.timings(now),
+            )
+        )
+
+    def _score(self, logits: torch.Tensor, span: RowSpan) -> None:
+        sequence = span.work.sequence
+        logprobs = torch.log_softmax(logits, dim=-1)
+        targets = sequence.tokens[span.position + 1 : span.position + 1 + span.count]
+        top = max(1, sequence.request.sampling.logprobs or 1)
+        sequence.scores.extend(describe(row, token, top) for row, token in zip(logprobs, targets, strict=True))
+
+    def _finish_score(self, sequence: Sequence) -> None:
+        self._remove(sequence)
+        now = time.monotonic()
+        sequence.first_token = now
+        self._outputs.append(
+            StepOutput(
+                sequence.request.id,
+                logprobs=tuple(sequence.scores),
+                finish=Finish.STOP,
+                timings=sequence.timings(now),
+            )
+        )
+
+    # Ends.
+
+    def _remove(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.request.id]
+        self.parts.scheduler.remove(sequence)
+        with self._wake:
+            self._live -= 1
+
+    def _fail(self, sequence: Sequence, error: ArgosyError) -> None:
+        self._remove(sequence)
+        self._outputs.append(StepOutput(sequence.request.id, finish=Finish.FAILED, error=error))
+
+    def _shut(self, error: ArgosyError) -> None:
+        """Takes no more commands, runs those that came before, and ends every sequence."""
+        with self._wake:
+            self._closed = True
+            commands = list(self._commands)
+        for command in commands:
+            command()
+        # Blocks and books may be in disorder after a fault, and nobody needs them any more.
+        self._outputs.extend(StepOutput(request_id, finish=Finish.FAILED, error=error) for request_id in self._sequences)
+        self._sequences.clear()
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        self.stats = self._picture()
+        if self._outputs:
+            outputs, self._outputs = self._outputs, []
+            self._on_step(outputs)
+
+    def _picture(self) -> EngineStats:
+        scheduler = self.parts.scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            waiting_tokens=scheduler.waiting_tokens,
+            kv_blocks_in_use=scheduler.blocks.in_use,
+            kv_blocks_total=scheduler.blocks.total,
+            adapters=len(self.parts.adapters),
+            steps=self._steps,
+            preemptions=scheduler.preemptions,
+        )
+
+
+def not_running() -> ArgosyError:
+    """What callers of an engine that ended are told."""
+    return ArgosyError(
+        Reason.ENGINE_FAILED, "the engine stopped after an internal fault; its log has the cause", retry_after_s=1.0
+    )
+
+
+def _adapter_left(key: str) -> ArgosyError:
+    return ArgosyError(
+        Reason.ADAPTER_NOT_READY,
+        f"adapter {key} left the engine while the request ran; load it again and retry",
+        adapter=key,
+        state="UNLOADED",
+    )

@@ -1,0 +1,100 @@
+"""Reads a safetensors file that is not trusted.
+
+Format: https://github.com/huggingface/safetensors#format. The file is read once, and every number in its header is
+checked against the bytes that are there before anything is made from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+_MAX_HEADER_BYTES = 4 << 20
+_MAX_DIMENSIONS = 8
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class BadTensorFile(ValueError):
+    """The bytes are not a safetensors file, or its header contradicts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies: `dtype` as the file writes it, `start` and `end` as positions in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def floating(self) -> bool:
+        """Whether it has one of the floating-point types that are read."""
+        return self.dtype in _DTYPES
+
+    def load(self, data: bytes | bytearray) -> torch.Tensor:
+        """The tensor, copied out of the file's bytes. Only for `floating` ones with at least one element."""
+        # The copy is aligned, whatever the offsets are, and does not keep the whole file alive.
+        raw = bytearray(memoryview(data)[self.start : self.end])
+        return torch.frombuffer(raw, dtype=_DTYPES[self.dtype]).reshape(self.shape)
+
+
+def read_header(data: bytes | bytearray) -> Mapping[str, StoredTensor]:
+    """The tensors of a file by name. Raises BadTensorFile."""
+    if len(data) < 8:
+        raise BadTensorFile(f"the file has {len(data)} bytes, not even a header's length")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise BadTensorFile(
+            f"the header claims {length} bytes; the file has {len(data)} and at most {_MAX_HEADER_BYTES} are read"
+        )
+    entries = _parse(bytes(memoryview(data)[8 : 8 + length]))
+    tensors = {
+        name: _entry(name, entry, 8 + length, len(data)) for name, entry in entries.items() if name != "__metadata__"
+    }
+    _check_tiling(tensors, 8 + length, len(data))
+    return tensors
+
+
+def _parse(header: bytes) -> dict[str, object]:
+    try:
+        entries = json.loads(header.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadTensorFile(f"the header is not JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise BadTensorFile("the header is not a JSON object")
+    return entries
+
+
+def _entry(name: str, entry: object, base: int, size: int) -> StoredTensor:
+    if not isinstance(entry, dict):
+        raise BadTensorFile(f"the entry of tensor '{name[:200]}' is not a JSON object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or not _is_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise BadTensorFile(f"tensor '{name[:200]}' has no valid dtype and shape")
+    if not _is_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - base:
+        raise BadTensorFile(f"tensor '{name[:200]}' lies outside the file")
+    stored = StoredTensor(dtype, tuple(shape), base + offsets[0], base + offsets[1])
+    given = stored.end - stored.start
+    if stored.floating and given != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise BadTensorFile(f"tensor '{name[:200]}' of shape {list(shape)} and type {dtype} has {given} bytes")
+    return stored
+
+
+def _check_tiling(tensors: Mapping[str, StoredTensor], base: int, size: int) -> None:
+    position = base
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != position:
+            raise BadTensorFile("tensors overlap or leave gaps")
+        position = tensor.end
+    if position != size:
+        raise BadTensorFile(f"{size - position} bytes after the last tensor belong to none")
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)

@@ -1,0 +1,1 @@
+"""Decoders and how their weights are read."""

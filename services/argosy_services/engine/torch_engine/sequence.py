@@ -1,0 +1,48 @@
+"""A request's state while it is in the engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from argosy_services.engine.base import Request, Timings, TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One running or waiting request.
+
+    `tokens` are prompt and answer; `computed` of them have their keys and values in the blocks of `table`. `scores`
+    collects what a scoring request asked for. `matcher` is the state of its grammar, None without one. Times are those
+    of `time.monotonic()`, 0 until they come.
+    """
+
+    request: Request
+    tokens: list[int]
+    arrived: float = field(default_factory=time.monotonic)
+    admitted: float = 0.0
+    first_token: float = 0.0
+    computed: int = 0
+    table: list[int] = field(default_factory=list)
+    scores: list[TokenLogprobs] = field(default_factory=list)
+    matcher: object | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> Sequence:
+        """A sequence that has not run yet."""
+        return cls(request, list(request.prompt))
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that must be computed before the next one can be drawn."""
+        return len(self.tokens) - self.computed
+
+    def timings(self, now: float) -> Timings:
+        """Where the time went until now."""
+        first = self.first_token or now
+        return Timings(queue_s=self.admitted - self.arrived, prefill_s=first - self.admitted, decode_s=now - first)

@@ -1,0 +1,102 @@
+"""The scheduler's promises, on drawn loads: nobody starves, blocks are never shared or lost, budgets hold."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from argosy_services.engine.base import Request
+from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
+from argosy_services.engine.torch_engine.scheduler import Scheduler, Work
+from argosy_services.engine.torch_engine.sequence import Sequence
+
+BLOCK = 4
+BLOCKS = 12
+
+
+def sequence(name: str, prompt: int, answer: int) -> Sequence:
+    return Sequence.of(Request(id=name, prompt=[1] * prompt, max_tokens=answer))
+
+
+def run_step(scheduler: Scheduler) -> list[Work]:
+    """One step without a model: every sequence that completes gets a token, and leaves when it has them all."""
+    work = scheduler.schedule()
+    for item in work:
+        assert item.start == item.sequence.computed
+        item.sequence.computed += item.count
+    for item in work:
+        if item.sequence.pending == 0:
+            item.sequence.tokens.append(2)
+            if item.sequence.generated == item.sequence.request.max_tokens:
+                scheduler.remove(item.sequence)
+    scheduler.check_integrity()
+    return work
+
+
+@given(
+    loads=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 18)), min_size=1, max_size=12),
+    max_batch=st.integers(1, 6),
+    budget=st.integers(1, 24),
+    cancels=st.sets(st.integers(0, 11)),
+)
+def test_every_load_finishes(loads: list[tuple[int, int]], max_batch: int, budget: int, cancels: set[int]) -> None:
+    scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK), max_batch=max_batch, max_step_tokens=budget)
+    sequences = [sequence(str(index), *load) for index, load in enumerate(loads)]
+    for item in sequences:
+        scheduler.add(item)
+    for step in range(20_000):
+        if not (scheduler.running or scheduler.waiting):
+            break
+        work = run_step(scheduler)
+        assert work, "there was work to do and none was scheduled"
+        assert sum(item.count for item in work) <= budget
+        assert len(scheduler.running) <= max_batch
+        assert len({id(item.sequence) for item in work}) == len(work)
+        if step == 3:
+            for index in cancels & set(range(len(sequences))):
+                victim = sequences[index]
+                if victim in scheduler.running or victim in scheduler.waiting:
+                    scheduler.remove(victim)
+    assert not scheduler.running
+    assert not scheduler.waiting
+    assert scheduler.blocks.in_use == 0
+    for index, item in enumerate(sequences):
+        assert index in cancels or item.generated == loads[index][1]
+
+
+def test_decoding_goes_before_prompts() -> None:
+    scheduler = Scheduler(BlockAllocator(100, BLOCK), max_batch=4, max_step_tokens=8)
+    scheduler.add(sequence("decoding", 3, 50))
+    run_step(scheduler)
+    scheduler.add(sequence("long prompt", 40, 1))
+    for _ in range(5):
+        work = run_step(scheduler)
+        assert [item.sequence.request.id for item in work] == ["decoding", "long prompt"]
+        assert [item.count for item in work] == [1, 7]
+
+
+def test_the_youngest_is_put_back_when_blocks_run_out() -> None:
+    scheduler = Scheduler(BlockAllocator(4, BLOCK), max_batch=4, max_step_tokens=64)
+    old, young = sequence("old", 7, 9), sequence("young", 7, 9)
+    scheduler.add(old)
+    scheduler.add(young)
+    order = []
+    while scheduler.running or scheduler.waiting:
+        run_step(scheduler)
+        order += [item.request.id for item in (old, young) if item.generated == 9 and item.request.id not in order]
+    assert order == ["old", "young"]
+    assert scheduler.preemptions >= 1
+
+
+def test_a_leaked_block_is_found() -> None:
+    scheduler = Scheduler(BlockAllocator(4, BLOCK), max_batch=4, max_step_tokens=64)
+    item = sequence("a", 7, 2)
+    scheduler.add(item)
+    scheduler.schedule()
+    item.table.pop()
+    try:
+        scheduler.check_integrity()
+    except RuntimeError as error:
+        assert "leaked" in str(error)
+    else:
+        raise AssertionError("the leak was not seen")
