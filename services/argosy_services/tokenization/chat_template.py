@@ -1,0 +1,154 @@
+"""Chats to prompts through the Jinja template of a checkpoint.
+
+Templates are written for the environment that transformers gives them, so this one is the same: a sandbox, blocks
+trimmed, loop controls, and the names `raise_exception`, `strftime_now` and `tojson`. A template comes with the model,
+never from a caller. What it may cost is bounded all the same: a loop or a recursion without end becomes an error.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from argosy_services.errors import ArgosyError, Reason
+from argosy_services.tokenization.types import Chat, ChatMessage, Tool, ToolCall
+
+_MAX_SECONDS = 5.0
+_MAX_CHARACTERS = 64 << 20
+_DEFAULT = "default"
+_FOR_TOOLS = "tool_use"
+
+
+class ChatTemplates:
+    """The chat templates of one model: "default", and where it has one, "tool_use" for chats with tools."""
+
+    def __init__(self, model: str, sources: Mapping[str, str], named_tokens: Mapping[str, str]) -> None:
+        """`named_tokens` are the special tokens that templates may name, such as `bos_token`."""
+        self._model = model
+        self._sources = sources
+        self._named_tokens = named_tokens
+        self._environment = _environment()
+        self._compiled: dict[str, jinja2.Template] = {}
+
+    def render(self, chat: Chat) -> str:
+        """The prompt. Raises CHAT_TEMPLATE_MISSING where there is no template, CHAT_TEMPLATE_FAILED where it refuses
+        the chat or breaks.
+        """
+        name = _FOR_TOOLS if chat.tools and _FOR_TOOLS in self._sources else _DEFAULT
+        if name not in self._sources:
+            raise ArgosyError(
+                Reason.CHAT_TEMPLATE_MISSING,
+                f"model '{self._model}' has no chat template; render the prompt yourself and send it as text",
+                model=self._model,
+            )
+        try:
+            pieces = self._template(name).generate(
+                **self._named_tokens,
+                messages=[_message(message) for message in chat.messages],
+                tools=[_tool(tool) for tool in chat.tools] or None,
+                documents=None,
+                add_generation_prompt=chat.add_generation_prompt,
+            )
+            prompt = "".join(_bounded(pieces))
+            prompt.encode()
+        except Exception as error:  # a template can raise anything
+            raise _failed(self._model, error) from error
+        return prompt
+
+    def _template(self, name: str) -> jinja2.Template:
+        if name not in self._compiled:
+            self._compiled[name] = self._environment.from_string(self._sources[name])
+        return self._compiled[name]
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the assistant's words for training; in a prompt it stands for what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _bounded(pieces: Iterator[str]) -> Iterator[str]:
+    deadline = time.monotonic() + _MAX_SECONDS
+    characters = 0
+    for piece in pieces:
+        characters += len(piece)
+        if characters > _MAX_CHARACTERS:
+            raise jinja2.TemplateError(f"it wrote more than {_MAX_CHARACTERS} characters")
+        if time.monotonic() > deadline:
+            raise jinja2.TemplateError(f"it ran for more than {_MAX_SECONDS:g} seconds")
+        yield piece
+
+
+def _failed(model: str, error: Exception) -> ArgosyError:
+    detail = str(error) or type(error).__name__
+    return ArgosyError(
+        Reason.CHAT_TEMPLATE_FAILED,
+        f"the chat template of '{model}' cannot render this chat: {detail}",
+        field="chat",
+        detail=detail,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Without the HTML escapes of Jinja's own filter, which models were not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    fields: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    if message.name:
+        fields["name"] = message.name
+    if message.tool_calls:
+        fields["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    if message.tool_call_id:
+        fields["tool_call_id"] = message.tool_call_id
+    return fields
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    fields: dict[str, Any] = {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    if call.id:
+        fields["id"] = call.id
+    return fields
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
