@@ -1,64 +1,53 @@
 """Regular expressions from adapter files, matched as PEFT matches them and refused where matching could take long.
 
-PEFT looks a module up in `rank_pattern` and `alpha_pattern` with `re.match(rf"(.*\\.)?({key})$", path)` and takes the
-first key that matches. The keys come from a file that somebody else wrote, and Python's matcher backtracks while it
-holds the interpreter lock: one bad key could stop the whole server. So the number of ways in which a key can be tried
-is bounded before it is matched.
+PEFT looks a module up in `rank_pattern` and `alpha_pattern` by matching each key against the end of the module's path,
+from its start or from after one of its dots, and takes the first key that matches. The keys come from a file that
+somebody else wrote, and Python's matcher backtracks while it holds the interpreter lock: one bad key could stop the
+whole server. So the number of ways in which a key can be tried is bounded before it is matched.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Mapping
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 _MAX_LENGTH = 1_000
-# Upper bound of matching attempts over all keys and modules; some seconds on one core at the very worst.
+# Upper bound of matching attempts over all keys and modules: about a second on one core.
 _MAX_ATTEMPTS = 30_000_000
 _ESCAPES = frozenset("dDwW.-_^$*+?()[]{}|\\/")
 
 
-class BadPattern(ValueError):
+class PatternError(ValueError):
     """A key that is no regular expression, or one that is not accepted from a file."""
 
 
-class PatternTable(Mapping[str, T]):
+class PatternTable(Generic[T]):
     """Values by pattern, in the file's order. `paths` are all the module paths that will be looked up.
 
-    Raises BadPattern.
+    Raises PatternError.
     """
 
-    def __init__(self, values: Mapping[str, T], paths: Iterable[str]) -> None:
-        paths = list(paths)
+    def __init__(self, values: Mapping[str, T], paths: Collection[str]) -> None:
         longest = max((len(path) for path in paths), default=0)
         prefixes = max((path.count(".") for path in paths), default=0) + 1
         attempts = sum(_attempts(key, longest) for key in values) * prefixes * len(paths)
         if attempts > _MAX_ATTEMPTS:
-            raise BadPattern("the patterns are too complex; write the module names out")
-        self._values = dict(values)
-        self._compiled = [(_compile(key), value) for key, value in values.items()]
+            raise PatternError("the patterns are too complex; write the module names out")
+        self._values = [(_compile(key), value) for key, value in values.items()]
 
-    def __getitem__(self, path: str) -> T:
-        for pattern, value in self._compiled:
-            if pattern.match(path):
-                return value
-        # As in PEFT, where a path that no pattern matches is itself looked up as a key.
-        return self._values[path]
-
-    def __iter__(self) -> Iterable[str]:  # type: ignore[override]
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+    def get(self, path: str, default: T) -> T:
+        """The value of the first pattern that matches `path`."""
+        return next((value for pattern, value in self._values if pattern.match(path)), default)
 
 
 def _compile(key: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
-        raise BadPattern(f"'{key[:100]}' is not a regular expression: {error}") from error
+        raise PatternError(f"'{key[:100]}' is not a regular expression: {error}") from error
 
 
 def _attempts(key: str, length: int) -> int:
@@ -68,7 +57,7 @@ def _attempts(key: str, length: int) -> int:
     Quantified groups, counted repeats, look-around and back-references are refused.
     """
     if len(key) > _MAX_LENGTH:
-        raise BadPattern(f"a pattern has {len(key)} characters, at most {_MAX_LENGTH} are accepted")
+        raise PatternError(f"a pattern has {len(key)} characters, at most {_MAX_LENGTH} are accepted")
     attempts = 1
     alternatives = [1]
     position = 0
@@ -87,7 +76,7 @@ def _attempts(key: str, length: int) -> int:
             alternatives.append(1)
         elif char == ")":
             if len(alternatives) == 1:
-                raise BadPattern(f"'{key[:100]}' is not a regular expression: unbalanced parenthesis")
+                raise PatternError(f"'{key[:100]}' is not a regular expression: unbalanced parenthesis")
             attempts *= alternatives.pop()
             if key[position + 1 : position + 2] in ("*", "+", "?", "{"):
                 raise _refused(key, "a repeated group")
@@ -99,7 +88,7 @@ def _attempts(key: str, length: int) -> int:
             raise _refused(key, "a counted repeat")
         position += 1
         if attempts > _MAX_ATTEMPTS:
-            raise BadPattern(f"'{key[:100]}' is too complex; write the module names out")
+            raise PatternError(f"'{key[:100]}' is too complex; write the module names out")
     return attempts * alternatives[0]
 
 
@@ -113,8 +102,8 @@ def _end_of_class(key: str, start: int) -> int:
         elif key[position] == "]" and position > first:
             return position
         position += 1
-    raise BadPattern(f"'{key[:100]}' is not a regular expression: unterminated character class")
+    raise PatternError(f"'{key[:100]}' is not a regular expression: unterminated character class")
 
 
-def _refused(key: str, what: str) -> BadPattern:
-    return BadPattern(f"'{key[:100]}' holds {what}, which is not accepted; write the module names out")
+def _refused(key: str, what: str) -> PatternError:
+    return PatternError(f"'{key[:100]}' holds {what}, which is not accepted; write the module names out")

@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
@@ -19,7 +20,7 @@ _MAX_DIMENSIONS = 8
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class BadTensorFile(ValueError):
+class TensorFileError(ValueError):
     """The bytes are not a safetensors file, or its header contradicts them."""
 
 
@@ -45,12 +46,12 @@ class StoredTensor:
 
 
 def read_header(data: bytes | bytearray) -> Mapping[str, StoredTensor]:
-    """The tensors of a file by name. Raises BadTensorFile."""
+    """The tensors of a file by name. Raises TensorFileError."""
     if len(data) < 8:
-        raise BadTensorFile(f"the file has {len(data)} bytes, not even a header's length")
+        raise TensorFileError(f"the file has {len(data)} bytes, not even a header's length")
     (length,) = struct.unpack_from("<Q", data)
     if length > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise BadTensorFile(
+        raise TensorFileError(
             f"the header claims {length} bytes; the file has {len(data)} and at most {_MAX_HEADER_BYTES} are read"
         )
     entries = _parse(bytes(memoryview(data)[8 : 8 + length]))
@@ -65,24 +66,24 @@ def _parse(header: bytes) -> dict[str, object]:
     try:
         entries = json.loads(header.decode())
     except (ValueError, RecursionError) as error:
-        raise BadTensorFile(f"the header is not JSON: {error}") from error
+        raise TensorFileError(f"the header is not JSON: {error}") from error
     if not isinstance(entries, dict):
-        raise BadTensorFile("the header is not a JSON object")
+        raise TensorFileError("the header is not a JSON object")
     return entries
 
 
 def _entry(name: str, entry: object, base: int, size: int) -> StoredTensor:
     if not isinstance(entry, dict):
-        raise BadTensorFile(f"the entry of tensor '{name[:200]}' is not a JSON object")
+        raise TensorFileError(f"the entry of tensor '{name[:200]}' is not a JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not _is_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise BadTensorFile(f"tensor '{name[:200]}' has no valid dtype and shape")
+        raise TensorFileError(f"tensor '{name[:200]}' has no valid dtype and shape")
     if not _is_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - base:
-        raise BadTensorFile(f"tensor '{name[:200]}' lies outside the file")
+        raise TensorFileError(f"tensor '{name[:200]}' lies outside the file")
     stored = StoredTensor(dtype, tuple(shape), base + offsets[0], base + offsets[1])
     given = stored.end - stored.start
     if stored.floating and given != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise BadTensorFile(f"tensor '{name[:200]}' of shape {list(shape)} and type {dtype} has {given} bytes")
+        raise TensorFileError(f"tensor '{name[:200]}' of shape {list(shape)} and type {dtype} has {given} bytes")
     return stored
 
 
@@ -90,11 +91,11 @@ def _check_tiling(tensors: Mapping[str, StoredTensor], base: int, size: int) -> 
     position = base
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
         if tensor.start != position:
-            raise BadTensorFile("tensors overlap or leave gaps")
+            raise TensorFileError("tensors overlap or leave gaps")
         position = tensor.end
     if position != size:
-        raise BadTensorFile(f"{size - position} bytes after the last tensor belong to none")
+        raise TensorFileError(f"{size - position} bytes after the last tensor belong to none")
 
 
-def _is_sizes(value: object) -> bool:
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)

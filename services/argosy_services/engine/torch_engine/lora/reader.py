@@ -1,0 +1,181 @@
+"""Reads and validates PEFT LoRA adapters (https://arxiv.org/abs/2106.09685) from files that are not trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from argosy_services.engine.torch_engine.lora import peft_config
+from argosy_services.engine.torch_engine.lora.peft_config import invalid, wrong_base
+from argosy_services.engine.torch_engine.lora.tensor_file import StoredTensor, TensorFileError, read_header
+from argosy_services.errors import ArgosyError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+_MAX_CONFIG_BYTES = 1 << 20
+_PREFIX = "base_model.model."
+_SUFFIXES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """The two factors of one module's change: W x + b(a(x)).
+
+    `a` is [rank, in_features], `b` is [out_features, rank] with the scaling already multiplied in. Both have the type
+    that the reader was asked for, on the CPU.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWeights:
+    """A validated adapter (`engine.base.AdapterWeights`).
+
+    `version` is the SHA-256, in lower-case hexadecimal, over the bytes of adapter_config.json followed by those of
+    adapter_model.safetensors. `rank` is the largest rank of a module, `target_modules` are the last parts of the module
+    paths, sorted, `modules` holds the factors by module path.
+    """
+
+    version: str
+    rank: int
+    target_modules: tuple[str, ...]
+    size_bytes: int
+    modules: Mapping[str, LoraPair]
+
+
+def read_peft_adapter(
+    directory: Path, *, shapes: Mapping[str, tuple[int, int]], max_rank: int, dtype: torch.dtype, base_model: str
+) -> LoraWeights:
+    """Reads the adapter that PEFT's `save_pretrained` wrote into `directory`.
+
+    `shapes` maps the path of every linear layer that can be adapted, such as "model.layers.0.self_attn.q_proj", to
+    (out_features, in_features). `base_model` is the served model's name. Nothing but adapter_config.json and
+    adapter_model.safetensors is opened, each is read once; whoever calls has bounded their size.
+
+    Raises ADAPTER_INVALID where the adapter cannot be served, and WRONG_BASE_MODEL where layers have other sizes than
+    the served model's or the adapter names another model (`check_base_model` tells when).
+    """
+    config_data = _read(directory, CONFIG_FILE, limit=_MAX_CONFIG_BYTES)
+    config = peft_config.read_config(config_data, paths=shapes.keys(), max_rank=max_rank)
+    peft_config.check_base_model(config.base_model, base_model)
+    data = _read(directory, WEIGHTS_FILE)
+    try:
+        pairs = _pair(read_header(data))
+    except TensorFileError as error:
+        raise invalid(f"{WEIGHTS_FILE} is damaged: {error}") from error
+    for path, (a, b) in pairs.items():
+        _check_shapes(path, a, b, shapes, config.rank(path))
+    modules = {
+        path: _load(path, a.load(data), b.load(data), config.scaling(path), dtype) for path, (a, b) in pairs.items()
+    }
+    digest = hashlib.sha256(config_data)
+    digest.update(data)
+    return LoraWeights(
+        version=digest.hexdigest(),
+        rank=max(pair.a.shape[0] for pair in modules.values()),
+        target_modules=tuple(sorted({path.rpartition(".")[2] for path in modules})),
+        size_bytes=sum(pair.a.nbytes + pair.b.nbytes for pair in modules.values()),
+        modules=modules,
+    )
+
+
+def _read(directory: Path, name: str, *, limit: int | None = None) -> bytearray:
+    try:
+        descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise _missing(directory, name) from error
+    except OSError as error:
+        raise invalid(f"{name} cannot be opened: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise invalid(f"{name} is not a regular file")
+        if limit is not None and status.st_size > limit:
+            raise invalid(f"{name} has {status.st_size} bytes, at most {limit} are read")
+        data = bytearray(status.st_size)
+        view, filled = memoryview(data), 0
+        while filled < len(data) and (count := file.readinto(view[filled:])):
+            filled += count
+    if filled != len(data):
+        raise invalid(f"{name} became shorter while it was read")
+    return data
+
+
+def _missing(directory: Path, name: str) -> ArgosyError:
+    pickle = next((pickle for pickle in _PICKLES if (directory / pickle).exists()), None)
+    if name == WEIGHTS_FILE and pickle:
+        return invalid(
+            f"{pickle} is a pickle, which can run code and is never opened; save the adapter as {WEIGHTS_FILE} "
+            "(save_pretrained with safe_serialization, the default of PEFT)"
+        )
+    return invalid(f"{name} is missing; an adapter is the two files {CONFIG_FILE} and {WEIGHTS_FILE}")
+
+
+def _pair(tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """The tensors by module path, sorted, each path with A and B."""
+    factors: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in tensors.items():
+        path, factor = _split(name)
+        if not tensor.floating:
+            raise invalid(f"tensor {name[:200]} has type {tensor.dtype[:20]}; F64, F32, F16 and BF16 are served")
+        factors.setdefault(path, {})[factor] = tensor
+    if not factors:
+        raise invalid(f"{WEIGHTS_FILE} holds no tensors")
+    for path, found in factors.items():
+        if missing := {"A", "B"} - found.keys():
+            raise invalid(f"layer {path[:200]} lacks lora_{missing.pop()}.weight")
+    return {path: (factors[path]["A"], factors[path]["B"]) for path in sorted(factors)}
+
+
+def _split(name: str) -> tuple[str, str]:
+    for suffix, factor in _SUFFIXES.items():
+        if name.startswith(_PREFIX) and name.endswith(suffix):
+            return name[len(_PREFIX) : -len(suffix)], factor
+    if "lora_embedding" in name:
+        raise invalid(f"tensor {name[:200]} adapts an embedding, which cannot be served; leave embeddings out")
+    if "lora_magnitude_vector" in name:
+        raise invalid(f"tensor {name[:200]} belongs to DoRA, which cannot be served; train without DoRA")
+    raise invalid(
+        f"tensor {name[:200]} is none of a LoRA adapter; names have the form {_PREFIX}<module path>.lora_A.weight"
+    )
+
+
+def _check_shapes(
+    path: str, a: StoredTensor, b: StoredTensor, shapes: Mapping[str, tuple[int, int]], rank: int
+) -> None:
+    if path not in shapes:
+        leaves = ", ".join(sorted({known.rpartition(".")[2] for known in shapes}))
+        raise invalid(f"the model has no layer {path[:200]} that can be adapted; its layers with adapters: {leaves}")
+    out_features, in_features = shapes[path]
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        raise invalid(
+            f"layer {path}: by the configuration A is [{rank}, {in_features}] and B [{out_features}, {rank}], "
+            f"given: A {list(a.shape)}, B {list(b.shape)}"
+        )
+    given = (b.shape[0], a.shape[1])
+    if given != (out_features, in_features):
+        raise wrong_base(
+            f"layer {path} of the served model is {out_features} x {in_features} (out x in), the adapter was trained "
+            f"for {given[0]} x {given[1]}; load it where its own base model is served",
+            expected=f"{path} {out_features}x{in_features}",
+            value=f"{given[0]}x{given[1]}",
+        )
+
+
+def _load(path: str, a: torch.Tensor, b: torch.Tensor, scaling: float, dtype: torch.dtype) -> LoraPair:
+    pair = LoraPair(a=a.to(dtype), b=(b.to(torch.float32) * scaling).to(dtype))
+    for factor, tensor in (("A", pair.a), ("B", pair.b)):
+        if not torch.isfinite(tensor).all():
+            raise invalid(
+                f"layer {path}: lora_{factor} holds NaN or infinity, or leaves the range of {dtype} once scaled"
+            )
+    return pair
