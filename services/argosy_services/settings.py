@@ -1,17 +1,24 @@
-"""Every setting of the servers: from keyword arguments, environment (ARGOSY_*), a YAML file and defaults, in this order.
+"""Every setting of the servers: from keyword arguments, the environment (ARGOSY_*), a YAML file and defaults, in turn.
 
-Nested settings use two underscores: `ARGOSY_GENERATION__DTYPE=bfloat16`.
+Nested settings use two underscores: `ARGOSY_GENERATION__DTYPE=bfloat16`. The file is the one that ARGOSY_CONFIG names.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 
 class _Section(BaseModel):
@@ -21,70 +28,86 @@ class _Section(BaseModel):
 class GenerationSettings(_Section):
     """The generation model and its engine."""
 
-    model: str = Field("smollm2-135m-instruct", description="Name in the model store, or a source URI.")
+    model: str = Field(default="smollm2-135m-instruct", description="Name in the model store, or a source URI.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Type of weights and cache; auto takes bfloat16 where the device computes with it natively."
+        default="auto",
+        description="Type of weights and cache; auto takes bfloat16 where the device computes with it natively.",
     )
-    device: str = Field("cpu", description="Torch device.")
-    threads: int = Field(0, ge=0, le=1024, description="Threads of a step; 0 takes one per core.")
+    device: str = Field(default="cpu", description="Torch device.")
+    threads: int = Field(default=0, ge=0, le=1024, description="Threads of a step; 0 takes one per core.")
     kv_cache_tokens: int = Field(
-        65_536, ge=256, description="Tokens that the key-value cache holds, over all sequences."
+        default=65_536, ge=256, description="Tokens that the key-value cache holds, over all sequences."
     )
-    block_tokens: int = Field(16, ge=1, le=256, description="Tokens in one block of the cache.")
-    max_batch: int = Field(64, ge=1, le=4096, description="Most sequences in one step.")
-    max_step_tokens: int = Field(512, ge=16, description="Most tokens that one step computes.")
-    max_waiting: int = Field(256, ge=0, description="Most sequences that wait; one more is refused.")
-    max_context_tokens: int = Field(0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
-    max_adapters: int = Field(16, ge=0, le=1024, description="Most adapters in the engine at once.")
-    max_adapter_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
+    block_tokens: int = Field(default=16, ge=1, le=256, description="Tokens in one block of the cache.")
+    max_batch: int = Field(default=64, ge=1, le=4096, description="Most sequences in one step.")
+    max_step_tokens: int = Field(default=512, ge=16, description="Most tokens that one step computes.")
+    max_waiting: int = Field(default=256, ge=0, description="Most sequences that wait; one more is refused.")
+    max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
+    max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
+    max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
 
 
 class EmbeddingSettings(_Section):
     """The embedding model."""
 
-    model: str = Field("all-minilm-l6-v2", description="Name in the model store, or a source URI.")
-    max_batch_tokens: int = Field(4_096, ge=16, description="Most tokens, padding included, in one batch.")
-    max_waiting_texts: int = Field(16_384, ge=1, description="Most texts that wait; more are refused.")
+    model: str = Field(default="all-minilm-l6-v2", description="Name in the model store, or a source URI.")
+    max_batch_tokens: int = Field(default=4_096, ge=16, description="Most tokens, padding included, in one batch.")
+    max_waiting_texts: int = Field(default=16_384, ge=1, description="Most texts that wait; more are refused.")
 
 
 class AdapterSettings(_Section):
     """Where adapters may come from."""
 
     roots: tuple[Path, ...] = Field(
-        (),
+        default=(),
         description="Directories below which file:// sources are accepted; the data directory's adapters/ always is.",
     )
-    max_size_bytes: int = Field(1 << 30, ge=1, description="Largest adapter directory that is accepted.")
+    max_size_bytes: int = Field(default=1 << 30, ge=1, description="Largest adapter directory that is accepted.")
 
 
 class AgentSettings(_Section):
     """Bounds of agent runs."""
 
-    max_running: int = Field(32, ge=1, description="Most runs at once; one more is refused.")
+    max_running: int = Field(default=32, ge=1, description="Most runs at once; one more is refused.")
 
 
 class Settings(BaseSettings):
     """Everything that `argosy serve` can be told."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ARGOSY_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+        env_prefix="ARGOSY_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        # An error's text would quote API keys.
+        hide_input_in_errors=True,
     )
 
-    host: str = Field("127.0.0.1", description="Address of the gRPC port.")
-    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
-    metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus port.")
-    metrics_port: int = Field(50052, ge=0, le=65535, description="Prometheus port; 0 takes a free one.")
-    data_dir: Path = Field(Path("~/.local/share/argosy"), description="Where models and adapters are kept.")
-    api_keys: tuple[SecretStr, ...] = Field(
-        (), description="Keys of which calls must carry one; none admits everybody."
+    host: str = Field(default="127.0.0.1", description="Address of the gRPC port.")
+    port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    metrics_host: str = Field(default="127.0.0.1", description="Address of the Prometheus port.")
+    metrics_port: int = Field(default=50052, ge=0, le=65535, description="Prometheus port; 0 takes a free one.")
+    data_dir: Path = Field(default=Path("~/.local/share/argosy"), description="Where models and adapters are kept.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Keys of which calls must carry one, separated by commas in the environment; none admits all.",
     )
-    tls_certificate: Path | None = Field(None, description="PEM file; with tls_key, the gRPC port speaks TLS only.")
-    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
-    insecure: bool = Field(False, description="Allow a non-loopback address without API keys.")
-    drain_seconds: float = Field(30.0, ge=0, le=3600, description="How long running calls may finish on SIGTERM.")
-    max_message_bytes: int = Field(16 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
-    log_format: Literal["json", "console"] = Field("json", description="Form of log lines on standard error.")
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file; with tls_key, the gRPC port speaks TLS only."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key.")
+    insecure: bool = Field(default=False, description="Allow a non-loopback address without API keys.")
+    drain_seconds: float = Field(
+        default=30.0, ge=0, le=3600, description="How long running calls may finish on SIGTERM."
+    )
+    max_message_bytes: int = Field(
+        default=16 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="Form of log lines on standard error.")
     generation: GenerationSettings = GenerationSettings()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     adapters: AdapterSettings = AdapterSettings()
@@ -105,6 +128,18 @@ class Settings(BaseSettings):
     def _expand_home(cls, values: dict[str, object]) -> dict[str, object]:
         data_dir = values.get("data_dir", "~/.local/share/argosy")
         return {**values, "data_dir": Path(str(data_dir)).expanduser().absolute()}
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _refuse_weak_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(re.fullmatch(r"[!-~]{8,}", key.get_secret_value()) for key in keys):
+            raise ValueError("an API key has at least 8 characters, all of them visible ASCII; make a longer one")
+        return keys
 
     @model_validator(mode="after")
     def _refuse_open_door(self) -> Settings:
@@ -128,8 +163,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Adds the file that ARGOSY_CONFIG names below the environment."""
         config = os.environ.get("ARGOSY_CONFIG")
-        file = (YamlConfigSettingsSource(settings_cls, yaml_file=config),) if config else ()
-        return (init_settings, env_settings, *file)
+        if not config:
+            return (init_settings, env_settings)
+        if not Path(config).is_file():
+            raise ValueError(f"ARGOSY_CONFIG names {config}, which is no file: correct the path or unset the variable")
+        return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config))
 
     def redacted(self) -> dict[str, object]:
         """The settings as plain values with every secret masked, for logs."""

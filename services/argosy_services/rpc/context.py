@@ -12,6 +12,7 @@ from typing import Any
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Absent from Ray Serve's context, where the deadline only shows as cancellation; the SDK sends it as a header as well.
 _DEADLINE_HEADER = "x-argosy-timeout-ms"
+_MILLISECONDS = re.compile(r"[0-9]{1,12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +46,4 @@ def _remaining(grpc_context: Any, metadata: Mapping[str, str]) -> float | None:
     if time_remaining is not None:
         return time_remaining()
     header = metadata.get(_DEADLINE_HEADER, "")
-    return int(header) / 1000 if header.isdigit() else None
+    return int(header) / 1000 if _MILLISECONDS.fullmatch(header) else None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 from google.protobuf.message import Message
@@ -22,9 +23,16 @@ from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc import status
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call, open_call
-from argosy_services.rpc.gate import Gate, draining
+from argosy_services.rpc.gate import Gate, Phase, draining
 
 log = structlog.get_logger("argosy.rpc")
+
+T = TypeVar("T")
+Resp = TypeVar("Resp", bound=Message)
+
+# A client gives up by its own clock, a little before the server's: the deadline travels rounded up by at most 1 %.
+_CLOCKS_DIFFER_S = 0.05
+_CLOCKS_DIFFER_SHARE = 0.01
 
 
 class Servicer(Protocol):
@@ -35,23 +43,21 @@ class Servicer(Protocol):
     auth: Authenticator
 
 
-S = TypeVar("S", bound=Servicer)
-Req = TypeVar("Req", bound=Message)
-Resp = TypeVar("Resp", bound=Message)
+@dataclass(frozen=True, slots=True)
+class MalformedRequest:
+    """Stands for a request whose bytes could not be read as its message; `problem` says why."""
+
+    problem: str
 
 
-def unary(response: type[Resp]) -> Callable[[Callable[[S, Req, Call], Awaitable[Resp]]], Any]:
+def unary(response: type[Resp]) -> Callable[[Callable[[Any, Any, Call], Awaitable[Resp]]], Any]:
     """Makes an RPC that answers once. `response` is its message type."""
 
-    def decorate(method: Callable[[S, Req, Call], Awaitable[Resp]]) -> Any:
-        async def rpc(self: S, request: Req, grpc_context: Any) -> Resp:
-            watch = _Observer(self, method.__name__, open_call(grpc_context), grpc_context)
-            answer = response()
-            with watch:
-                watch.admit(self, request)
-                async with asyncio.timeout(watch.call.remaining()):
-                    answer = await method(self, request, watch.call)
-            return answer
+    def decorate(method: Callable[[Any, Any, Call], Awaitable[Resp]]) -> Any:
+        async def rpc(self: Servicer, request: Any, grpc_context: Any) -> Resp:
+            with _observed(self, method.__name__, request, grpc_context) as attempt:
+                return await _in_time(lambda: method(self, request, attempt.call), attempt.call)
+            return response()
 
         return _named(rpc, method)
 
@@ -60,28 +66,23 @@ def unary(response: type[Resp]) -> Callable[[Callable[[S, Req, Call], Awaitable[
 
 def stream(
     response: type[Resp], *, watch: bool = False
-) -> Callable[[Callable[[S, Req, Call], AsyncIterator[Resp]]], Any]:
-    """Makes an RPC that answers with a stream of messages.
+) -> Callable[[Callable[[Any, Any, Call], AsyncIterator[Resp]]], Any]:
+    """Makes an RPC that answers with a stream of messages. The method is an async generator.
 
     After an error one empty message is sent before the status: Ray Serve would lose the status otherwise, and clients
     skip empty messages as keep-alives. A `watch` may last for ever: it is not waited for when the server drains, but
     ended with DRAINING.
     """
 
-    def decorate(method: Callable[[S, Req, Call], AsyncIterator[Resp]]) -> Any:
-        async def rpc(self: S, request: Req, grpc_context: Any) -> AsyncIterator[Resp]:
-            observer = _Observer(self, method.__name__, open_call(grpc_context), grpc_context)
-            with observer:
-                observer.admit(self, request, counted=not watch)
-                async with aclosing(method(self, request, observer.call)) as events:  # type: ignore[type-var]
-                    while True:
-                        async with asyncio.timeout(observer.call.remaining()):
-                            step = _or_drained(events, self.gate) if watch else anext(events, None)
-                            event = await step
-                        if event is None:
-                            break
+    def decorate(method: Callable[[Any, Any, Call], AsyncIterator[Resp]]) -> Any:
+        async def rpc(self: Servicer, request: Any, grpc_context: Any) -> AsyncIterator[Resp]:
+            watched = self.gate if watch else None
+            with _observed(self, method.__name__, request, grpc_context, counted=not watch) as attempt:
+                call = attempt.call
+                async with aclosing(cast(AsyncGenerator[Resp], method(self, request, call))) as events:
+                    while (event := await _in_time(lambda: anext(events, None), call, watched)) is not None:
                         yield event
-            if observer.failed:
+            if attempt.error is not None:
                 yield response()
 
         return _named(rpc, method)
@@ -89,93 +90,84 @@ def stream(
     return decorate
 
 
-async def _or_drained(events: AsyncIterator[Resp], gate: Gate) -> Resp | None:
-    step: asyncio.Future[Resp | None] = asyncio.ensure_future(anext(events, None))  # type: ignore[arg-type]
-    drained = asyncio.ensure_future(gate.draining.wait())
+@dataclass(slots=True)
+class _Attempt:
+    """A call and, once it has failed, why."""
+
+    call: Call
+    error: ArgosyError | None = None
+
+
+@contextmanager
+def _observed(
+    servicer: Servicer, method: str, request: Any, grpc_context: Any, *, counted: bool = True
+) -> Iterator[_Attempt]:
+    """Admits, counts, times and logs one call, and turns its exceptions into its status."""
+    labels = {"service": servicer.SERVICE, "method": method}
+    attempt = _Attempt(open_call(grpc_context))
+    call = attempt.call
+    # Never unbound: both runtimes run each call in a task, and so in a context, of its own.
+    structlog.contextvars.bind_contextvars(request_id=call.request_id)
+    code, start = "OK", time.monotonic()
+    metrics.RPC_RUNNING.labels(**labels).inc()
     try:
-        await asyncio.wait({step, drained}, return_when=asyncio.FIRST_COMPLETED)
-        if step.done():
-            return step.result()
-        raise draining()
+        servicer.auth.check(call)
+        with servicer.gate.admit(counted=counted):
+            _refuse_hopeless(call, request)
+            yield attempt
+        grpc_context.set_trailing_metadata((("x-request-id", call.request_id),))
+    except (asyncio.CancelledError, GeneratorExit):
+        code = _code_of_cancelled(call, start)
+        raise
+    except Exception as raised:
+        attempt.error = raised if isinstance(raised, ArgosyError) else _internal(raised, call, labels)
+        code = status.CODES[attempt.error.reason].name
+        status.write(grpc_context, attempt.error, call.request_id)
     finally:
-        drained.cancel()
-        if not step.done():
-            step.cancel()
-            await asyncio.gather(step, return_exceptions=True)
+        seconds = time.monotonic() - start
+        reason = attempt.error.reason if attempt.error else ""
+        metrics.RPC_RUNNING.labels(**labels).dec()
+        metrics.RPC_SECONDS.labels(**labels).observe(seconds)
+        metrics.RPC_TOTAL.labels(**labels, code=code, reason=reason).inc()
+        log.info("rpc", **labels, code=code, reason=reason, ms=round(seconds * 1000, 1), request_id=call.request_id)
 
 
-class _Observer:
-    """Counts, times and logs one call and turns its exceptions into a status."""
-
-    def __init__(self, servicer: Servicer, method: str, call: Call, grpc_context: Any) -> None:
-        self.call = call
-        self.failed = False
-        self._context = grpc_context
-        self._labels = {"service": servicer.SERVICE, "method": method}
-        self._start = time.perf_counter()
-        self._admission: Any = None
-
-    def admit(self, servicer: Servicer, request: Message, *, counted: bool = True) -> None:
-        servicer.auth.check(self.call)
-        admission = servicer.gate.admit()
-        admission.__enter__()
-        if counted:
-            self._admission = admission
-        else:
-            admission.__exit__(None, None, None)
-        if self.call.remaining() == 0:
-            raise _deadline_exceeded()
-        if isinstance(request, MalformedRequest):
-            raise ArgosyError(Reason.MALFORMED_MESSAGE, request.problem)
-
-    def __enter__(self) -> None:
-        structlog.contextvars.bind_contextvars(request_id=self.call.request_id)
-        metrics.RPC_RUNNING.labels(**self._labels).inc()
-
-    def __exit__(self, _type: Any, raised: BaseException | None, _traceback: Any) -> bool:
-        if self._admission is not None:
-            self._admission.__exit__(None, None, None)
-        seconds = time.perf_counter() - self._start
-        metrics.RPC_RUNNING.labels(**self._labels).dec()
-        metrics.RPC_SECONDS.labels(**self._labels).observe(seconds)
-        error = self._as_error(raised)
-        if error is None:
-            code, reason = ("CANCELLED", "CANCELLED") if raised is not None else ("OK", "")
-        else:
-            code, reason = status.CODES[error.reason].name, str(error.reason)
-        metrics.RPC_TOTAL.labels(**self._labels, code=code, reason=reason).inc()
-        log.info("rpc", **self._labels, code=code, reason=reason, ms=round(seconds * 1000, 1))
-        if error is not None:
-            self.failed = True
-            status.write(self._context, error, self.call.request_id)
-            return True
-        if raised is None:
-            self._context.set_trailing_metadata((("x-request-id", self.call.request_id),))
-        return False
-
-    def _as_error(self, raised: BaseException | None) -> ArgosyError | None:
-        """The error to report, or None where the call ended well or its client went away."""
-        if raised is None or isinstance(raised, asyncio.CancelledError | GeneratorExit):
-            return None
-        if isinstance(raised, ArgosyError):
-            return raised
-        if isinstance(raised, TimeoutError) and self.call.remaining() == 0:
-            return _deadline_exceeded()
-        if not isinstance(raised, Exception):
-            return None
-        log.error("internal error", exc_info=raised, **self._labels)
-        return ArgosyError(
-            Reason.INTERNAL,
-            f"internal error; the server's log has the cause under request id {self.call.request_id}",
-            request_id=self.call.request_id,
-        )
+def _refuse_hopeless(call: Call, request: Any) -> None:
+    if call.remaining() == 0:
+        raise _deadline_exceeded()
+    if isinstance(request, MalformedRequest):
+        raise ArgosyError(Reason.MALFORMED_MESSAGE, request.problem)
 
 
-class MalformedRequest(Message):
-    """Stands for a request whose bytes could not be read; see `embedded.py`."""
+async def _in_time(step: Callable[[], Awaitable[T]], call: Call, watched: Gate | None = None) -> T:
+    """Awaits a step until the call's deadline and, for a watch, until the server drains."""
+    limit = asyncio.timeout(call.remaining())
+    try:
+        async with limit:
+            with watched.cut_off_by_drain(limit) if watched else nullcontext():
+                return await step()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        cut_off = watched is not None and watched.phase is Phase.DRAINING
+        raise (draining() if cut_off else _deadline_exceeded()) from None
 
-    def __init__(self, problem: str) -> None:
-        self.problem = problem
+
+def _code_of_cancelled(call: Call, start: float) -> str:
+    """A call is cancelled when its client goes away, and also when its deadline passes."""
+    if call.deadline is None:
+        return "CANCELLED"
+    tolerance = max(_CLOCKS_DIFFER_S, _CLOCKS_DIFFER_SHARE * (call.deadline - start))
+    return "DEADLINE_EXCEEDED" if time.monotonic() + tolerance >= call.deadline else "CANCELLED"
+
+
+def _internal(raised: Exception, call: Call, labels: dict[str, str]) -> ArgosyError:
+    log.error("internal error", exc_info=raised, request_id=call.request_id, **labels)
+    return ArgosyError(
+        Reason.INTERNAL,
+        f"internal error; the server's log has the cause under request id {call.request_id}",
+        request_id=call.request_id,
+    )
 
 
 def _deadline_exceeded() -> ArgosyError:

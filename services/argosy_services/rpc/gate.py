@@ -24,18 +24,20 @@ class Gate:
     def __init__(self) -> None:
         self.phase = Phase.STARTING
         self.running = 0
-        self.draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._watches: set[asyncio.Timeout] = set()
 
     def open(self) -> None:
-        """Weights are loaded: take calls."""
-        self.phase = Phase.SERVING
+        """Weights are loaded: take calls. Does nothing once the server drains."""
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.SERVING
 
     def drain(self) -> None:
         """Take no new calls. Those that run go on; long-lived watches end."""
         self.phase = Phase.DRAINING
-        self.draining.set()
+        for limit in self._watches:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call runs. False: the time was up first."""
@@ -46,20 +48,32 @@ class Gate:
         return True
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Counts a call for its duration, or refuses it."""
+    def admit(self, *, counted: bool = True) -> Iterator[None]:
+        """Refuses a call with STARTING or DRAINING, or counts it for its duration; a watch is admitted uncounted."""
         if self.phase is Phase.STARTING:
             raise ArgosyError(Reason.STARTING, "the server is loading its models; retry soon", retry_after_s=1.0)
         if self.phase is Phase.DRAINING:
             raise draining()
-        self.running += 1
-        self._idle.clear()
+        self.running += counted
+        if self.running:
+            self._idle.clear()
         try:
             yield
         finally:
-            self.running -= 1
+            self.running -= counted
             if not self.running:
                 self._idle.set()
+
+    @contextmanager
+    def cut_off_by_drain(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Lets a time limit, which has been entered, run out as soon as the server drains."""
+        if self.phase is Phase.DRAINING:
+            raise draining()
+        self._watches.add(limit)
+        try:
+            yield
+        finally:
+            self._watches.discard(limit)
 
 
 def draining() -> ArgosyError:

@@ -13,6 +13,10 @@ from argosy_services.errors import ArgosyError, Reason
 DOMAIN = "argosy"
 DETAILS_KEY = "grpc-status-details-bin"
 
+# Clients refuse trailers of more than 8 KiB, and a message travels in them three times, once percent-encoded.
+_MESSAGE_BYTES = 800
+_METADATA_BYTES = 200
+
 CODES: dict[Reason, grpc.StatusCode] = {
     Reason.INVALID_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.MALFORMED_MESSAGE: grpc.StatusCode.INVALID_ARGUMENT,
@@ -55,11 +59,13 @@ class StatusContext(Protocol):
 def details(error: ArgosyError) -> status_pb2.Status:
     """The rich form of an error: ErrorInfo always, BadRequest and RetryInfo where they say something."""
     code = CODES[error.reason]
-    status = status_pb2.Status(code=code.value[0], message=error.message)
-    _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    message = _bounded(error.message, _MESSAGE_BYTES)
+    metadata = {key: _bounded(value, _METADATA_BYTES) for key, value in error.metadata.items()}
+    status = status_pb2.Status(code=code.value[0], message=message)
+    _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.metadata.get("field", ""), description=error.message, reason=error.reason
+            field=metadata.get("field", ""), description=message, reason=error.reason
         )
         _pack(status, error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
@@ -73,9 +79,16 @@ def write(context: StatusContext, error: ArgosyError, request_id: str) -> None:
     """Ends a call with an error. The caller then returns or yields an empty message: Ray Serve loses the details of a
     raised exception (docs/adr/0003).
     """
+    status = details(error)
     context.set_code(CODES[error.reason])
-    context.set_details(error.message)
-    context.set_trailing_metadata((("x-request-id", request_id), (DETAILS_KEY, details(error).SerializeToString())))
+    context.set_details(status.message)
+    context.set_trailing_metadata((("x-request-id", request_id), (DETAILS_KEY, status.SerializeToString())))
+
+
+def _bounded(text: str, size: int) -> str:
+    """At most `size` bytes of valid UTF-8: a message may quote file names and other programs' words."""
+    raw = text.encode(errors="replace")
+    return raw.decode() if len(raw) <= size else raw[: size - 3].decode(errors="ignore") + "..."
 
 
 def _pack(
