@@ -1,0 +1,165 @@
+"""Between an engine's thread and the event loop.
+
+Each step's outputs cross the border together, in one callback, and are handed to the runs that wait for them. A run is
+a few sequences of one request; leaving it cancels whatever of it the engine still works on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+
+import structlog
+
+from argosy_services.engine.base import Engine, Finish, Request, StepOutput
+from argosy_services.errors import ArgosyError, Reason
+from argosy_services.generation.deadline import deadline_exceeded
+from argosy_services.generation.progress import Meters, Progress
+
+log = structlog.get_logger("argosy.generation")
+
+
+class EngineBridge:
+    """Owns the life of an engine and shares its outputs out. Lives on the event loop's thread."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self.engine = engine
+        self.meters = Meters(model)
+        self._model = model
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._runs: dict[str, Run] = {}
+
+    def start(self) -> None:
+        """Starts the engine; its outputs go to the loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        self.engine.start(self._on_step)
+
+    def close(self) -> None:
+        """Stops the engine. Runs in progress end with DRAINING."""
+        self.engine.close()
+
+    def run(self, deadline: float | None = None) -> Run:
+        """A new run, to be used as a context manager. At `deadline` it fails with DEADLINE_EXCEEDED."""
+        return Run(self, deadline)
+
+    def register(self, request: Request, run: Run) -> None:
+        """Submits a sequence whose outputs go to `run`. Raises what `Engine.submit` raises, and STARTING."""
+        if self._loop is None:
+            raise ArgosyError(Reason.STARTING, "the engine has not been started; retry soon", retry_after_s=1.0)
+        self._runs[request.id] = run
+        try:
+            self.engine.submit(request)
+        except ArgosyError:
+            del self._runs[request.id]
+            raise
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a sequence; nothing more of it is delivered. An id that is not running is ignored."""
+        if self._runs.pop(request_id, None) is not None:
+            self.engine.cancel(request_id)
+
+    def _on_step(self, outputs: list[StepOutput]) -> None:
+        """Runs on the engine's thread."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            loop.call_soon_threadsafe(self._distribute, outputs, time.monotonic())
+        except RuntimeError:
+            # The loop was closed between the two lines: nobody is left to read.
+            log.warning("outputs after the end of the event loop", model=self._model, outputs=len(outputs))
+
+    def _distribute(self, outputs: list[StepOutput], now: float) -> None:
+        for output in outputs:
+            ended = output.finish is not None
+            run = self._runs.pop(output.request_id, None) if ended else self._runs.get(output.request_id)
+            if run is not None:
+                run.deliver(output, now)
+
+
+class Run:
+    """Some sequences of one request, read together by one consumer."""
+
+    def __init__(self, bridge: EngineBridge, deadline: float | None) -> None:
+        self.progress: dict[str, Progress] = {}
+        self._bridge = bridge
+        self._deadline = deadline
+        self._timer: asyncio.TimerHandle | None = None
+        self._inbox: list[StepOutput] = []
+        self._running: set[str] = set()
+        self._error: ArgosyError | None = None
+        self._news = asyncio.Event()
+
+    def __enter__(self) -> Run:
+        if self._deadline is not None:
+            delay = max(0.0, self._deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.fail, deadline_exceeded())
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _raised: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._cancel_all()
+
+    def submit(self, request: Request) -> None:
+        """Gives a sequence to the engine. Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED."""
+        if self._error is not None:
+            raise self._error
+        progress = Progress(request, self._bridge.meters, time.monotonic())
+        self._bridge.register(request, self)
+        self._running.add(request.id)
+        self.progress[request.id] = progress
+
+    def cancel(self, request_id: str) -> None:
+        """Ends one sequence: the engine frees it before its next step, and no output of it follows."""
+        if request_id in self._running:
+            self._bridge.cancel(request_id)
+            self._end(request_id)
+
+    def fail(self, error: ArgosyError) -> None:
+        """Ends the whole run: the engine is freed at once, and the consumer gets `error` after the outputs that are
+        there already.
+        """
+        self._error = self._error or error
+        self._cancel_all()
+        self._news.set()
+
+    def deliver(self, output: StepOutput, now: float) -> None:
+        """Takes an output of one of the run's sequences; called by the bridge."""
+        self.progress[output.request_id].see(output, now)
+        if output.finish is not None:
+            self._end(output.request_id)
+        if output.finish is Finish.FAILED:
+            self.fail(output.error or _engine_failed())
+            return
+        self._inbox.append(output)
+        self._news.set()
+
+    async def next(self) -> list[StepOutput]:
+        """Waits for news and returns all outputs since the last call, in their order.
+
+        Raises the error of the first sequence that failed, DEADLINE_EXCEEDED at the run's deadline, or what `fail` was
+        given.
+        """
+        if not (self._inbox or self._error):
+            self._news.clear()
+            await self._news.wait()
+        if self._inbox:
+            outputs, self._inbox = self._inbox, []
+            return outputs
+        raise self._error or _engine_failed()
+
+    def _cancel_all(self) -> None:
+        for request_id in tuple(self._running):
+            self.cancel(request_id)
+
+    def _end(self, request_id: str) -> None:
+        self._running.discard(request_id)
+        self.progress[request_id].end()
+
+
+def _engine_failed() -> ArgosyError:
+    return ArgosyError(Reason.ENGINE_FAILED, "the engine gave up this sequence; retry", retry_after_s=1.0)

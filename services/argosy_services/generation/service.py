@@ -1,0 +1,199 @@
+"""Generation and scoring over the engines of the served models."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+
+from argosy_services.engine.base import Engine, StepOutput
+from argosy_services.errors import ArgosyError, Reason, model_not_found, tokenizer_mismatch
+from argosy_services.generation import scoring
+from argosy_services.generation.answer import ChoiceWriter
+from argosy_services.generation.bridge import EngineBridge, Run
+from argosy_services.generation.collect import collect
+from argosy_services.generation.deadline import until
+from argosy_services.generation.plan import plan
+from argosy_services.generation.ports import AdapterLeases, Lease
+from argosy_services.generation.progress import Progress
+from argosy_services.generation.types import (
+    Event,
+    Finished,
+    Generation,
+    GenerationSpec,
+    ModelInfo,
+    Origin,
+    Scores,
+    ScoreSpec,
+    StageTimings,
+    Started,
+    Usage,
+)
+from argosy_services.models.types import LocalModel
+from argosy_services.tokenization.backend import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model, the engine that runs it and its tokenizer."""
+
+    local: LocalModel
+    engine: Engine
+    tokenizer: Tokenizer
+
+
+class GenerationService:
+    """Answers requests with the served models. Lives on one event loop; the engines' threads do the work."""
+
+    def __init__(self, models: Sequence[ServedModel], leases: AdapterLeases) -> None:
+        """The first of `models` answers requests that name none."""
+        self._models = {served.local.name: served for served in models}
+        self._bridges = {name: EngineBridge(served.engine, name) for name, served in self._models.items()}
+        self._default = models[0].local.name
+        self._leases = leases
+        self._numbers = itertools.count(1)
+
+    def start(self) -> None:
+        """Starts the engines; they deliver to the event loop that runs now."""
+        for bridge in self._bridges.values():
+            bridge.start()
+
+    def close(self) -> None:
+        """Stops the engines. Requests in progress end with DRAINING."""
+        for bridge in self._bridges.values():
+            bridge.close()
+
+    def models(self) -> list[ModelInfo]:
+        """The served models."""
+        return [self.model(name) for name in self._models]
+
+    def model(self, name: str) -> ModelInfo:
+        """One model, the default one for an empty name. Raises MODEL_NOT_FOUND."""
+        served = self._served(name)
+        return ModelInfo(
+            name=served.local.name,
+            engine=served.engine.info,
+            tokenizer_fingerprint=served.tokenizer.fingerprint,
+            model_fingerprint=served.local.fingerprint,
+            is_default=served.local.name == self._default,
+        )
+
+    async def stream(
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Generates; the first event is Started, the last one Finished.
+
+        However the iterator ends, by its last event, an error, cancellation, `deadline` (a time of `time.monotonic()`)
+        or because it is closed, nothing of the request stays in the engine and its adapter's lease is given back.
+        """
+        arrived = time.monotonic()
+        served = self._served(spec.model, spec.tokenizer_fingerprint)
+        async with until(deadline):
+            job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id))
+        run = self._bridges[served.local.name].run(deadline)
+        with self._lease(spec.adapter, run) as lease, run:
+            for request in job.requests:
+                run.submit(replace(request, adapter=lease and lease.key))
+            yield Started(_origin(request_id, served, lease), job.prompt_tokens)
+            while any(writer.finished is None for writer in job.writers.values()):
+                for event in _advance(await run.next(), job.writers, run):
+                    yield event
+        progress = run.progress.values()
+        usage = Usage(
+            prompt_tokens=job.prompt_tokens,
+            cached_tokens=min(sequence.cached_tokens for sequence in progress),
+            completion_tokens=sum(writer.token_count for writer in job.writers.values()),
+        )
+        yield Finished(usage, _timings(progress, job.tokenization_s, arrived))
+
+    async def generate(self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None) -> Generation:
+        """Generates and returns the whole answer. Raises what `stream` raises."""
+        async with aclosing(self.stream(spec, request_id=request_id, deadline=deadline)) as events:
+            return await collect(events)
+
+    async def score(self, spec: ScoreSpec, *, request_id: str, deadline: float | None = None) -> Scores:
+        """The log-probabilities of continuations. Ends as cleanly as `stream`."""
+        arrived = time.monotonic()
+        served = self._served(spec.model, spec.tokenizer_fingerprint)
+        async with until(deadline):
+            sequences = await scoring.sequences(spec.items, served.tokenizer, served.engine.info)
+        tokenization_s = time.monotonic() - arrived
+        run = self._bridges[served.local.name].run(deadline)
+        sequence_id = self._sequence_id(request_id)
+        with self._lease(spec.adapter, run) as lease, run:
+            requests = [
+                scoring.request(f"{sequence_id}-{index}", *sequence, adapter=lease and lease.key)
+                for index, sequence in enumerate(sequences)
+            ]
+            scores = await scoring.run_all(run, requests)
+        progress = run.progress.values()
+        usage = Usage(
+            prompt_tokens=sum(sequence.prompt_tokens for sequence in progress),
+            cached_tokens=sum(sequence.cached_tokens for sequence in progress),
+        )
+        timings = replace(_timings(progress, tokenization_s, arrived), decode_s=None)
+        return Scores(_origin(request_id, served, lease), tuple(scores), usage, timings)
+
+    def _served(self, name: str, tokenizer_fingerprint: str = "") -> ServedModel:
+        served = self._models.get(name or self._default)
+        if served is None:
+            raise model_not_found(name, sorted(self._models))
+        expected = served.tokenizer.fingerprint
+        if tokenizer_fingerprint not in ("", expected):
+            raise tokenizer_mismatch(served.local.name, expected=expected, value=tokenizer_fingerprint)
+        return served
+
+    def _sequence_id(self, request_id: str) -> str:
+        # Callers choose request ids and may use one twice; the engine's must be unique.
+        return f"{request_id}-{next(self._numbers)}"
+
+    @contextmanager
+    def _lease(self, adapter: str, run: Run) -> Iterator[Lease | None]:
+        if not adapter:
+            yield None
+            return
+        with self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter))) as lease:
+            yield lease
+
+
+def _advance(outputs: Sequence[StepOutput], writers: dict[str, ChoiceWriter], run: Run) -> list[Event]:
+    """Writes on every choice that has news, and frees the sequences of those that a stop string ended."""
+    news: dict[str, list[StepOutput]] = {}
+    for output in outputs:
+        news.setdefault(output.request_id, []).append(output)
+    events: list[Event] = []
+    for request_id, own in news.items():
+        writer = writers[request_id]
+        events.append(writer.write(own))
+        if writer.finished is not None:
+            run.cancel(request_id)
+            events.append(writer.finished)
+    return events
+
+
+def _origin(request_id: str, served: ServedModel, lease: Lease | None) -> Origin:
+    if lease is None:
+        return Origin(request_id, served.local.name)
+    return Origin(request_id, served.local.name, lease.name, lease.version)
+
+
+def _timings(progress: Collection[Progress], tokenization_s: float, arrived: float) -> StageTimings:
+    stages = [sequence.timings for sequence in progress]
+    return StageTimings(
+        tokenization_s=tokenization_s,
+        queue_s=max(stage.queue_s for stage in stages),
+        prefill_s=max(stage.prefill_s for stage in stages),
+        decode_s=max(stage.decode_s for stage in stages),
+        total_s=time.monotonic() - arrived,
+    )
+
+
+def _adapter_left(adapter: str) -> ArgosyError:
+    return ArgosyError(
+        Reason.ADAPTER_NOT_READY,
+        f"adapter '{adapter}' was unloaded while the request ran; load it again or leave it out",
+        adapter=adapter,
+        state="DRAINING",
+    )
