@@ -1,0 +1,75 @@
+"""The chat model of agents that run in the generation service's own process."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from argosy_services.agents.ports import Chunk, Completion
+from argosy_services.engine.base import Grammar, GrammarKind
+from argosy_services.generation.service import GenerationService
+from argosy_services.generation.types import (
+    ChatPrompt,
+    ChoiceFinished,
+    Delta,
+    Finished,
+    FinishReason,
+    GenerationSpec,
+    Options,
+    Started,
+)
+from argosy_services.tokenization.types import Chat
+
+
+class LocalChatModel:
+    """A `ChatModel` without a network in between."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+
+    async def complete(self, completion: Completion) -> AsyncIterator[Chunk]:
+        """Writes an answer; see `ChatModel`. Raises what `GenerationService.stream` raises."""
+        stopped_at_length = False
+        events = self._service.stream(
+            _spec(completion), request_id=f"agent-{uuid.uuid4().hex}", deadline=completion.deadline
+        )
+        async with aclosing(events):
+            async for event in events:
+                match event:
+                    case Started():
+                        pass
+                    case Delta():
+                        if event.text:
+                            yield Chunk(event.text)
+                    case ChoiceFinished():
+                        stopped_at_length = event.reason is FinishReason.LENGTH
+                    case Finished():
+                        yield Chunk(
+                            "",
+                            finished=True,
+                            stopped_at_length=stopped_at_length,
+                            prompt_tokens=event.usage.prompt_tokens,
+                            cached_tokens=event.usage.cached_tokens,
+                            completion_tokens=event.usage.completion_tokens,
+                        )
+
+    def check_model(self, model: str) -> str:
+        """The full name of a model. Raises MODEL_NOT_FOUND."""
+        return self._service.model(model).name
+
+
+def _spec(completion: Completion) -> GenerationSpec:
+    schema = completion.json_schema
+    return GenerationSpec(
+        prompt=ChatPrompt(Chat(completion.messages), prefix=completion.prefix),
+        model=completion.model,
+        adapter=completion.adapter,
+        options=Options(
+            temperature=completion.temperature,
+            seed=completion.seed,
+            max_tokens=completion.max_tokens,
+            stop=tuple(completion.stop),
+        ),
+        form=None if schema is None else Grammar(GrammarKind.JSON_SCHEMA, schema),
+    )
