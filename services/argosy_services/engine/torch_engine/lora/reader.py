@@ -95,17 +95,23 @@ def _read(directory: Path, name: str, *, limit: int | None = None) -> bytearray:
         raise _missing(directory, name) from error
     except OSError as error:
         raise invalid(f"{name} cannot be opened: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise invalid(f"{name} is not a regular file")
         if limit is not None and status.st_size > limit:
             raise invalid(f"{name} has {status.st_size} bytes, at most {limit} are read")
-        data = bytearray(status.st_size)
-        view, filled = memoryview(data), 0
-        while filled < len(data) and (count := file.readinto(view[filled:])):
-            filled += count
-    if filled != len(data):
+        return _read_all(descriptor, name, status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _read_all(descriptor: int, name: str, size: int) -> bytearray:
+    data = bytearray(size)
+    view, filled = memoryview(data), 0
+    while filled < size and (count := os.readv(descriptor, [view[filled:]])):
+        filled += count
+    if filled != size:
         raise invalid(f"{name} became shorter while it was read")
     return data
 
