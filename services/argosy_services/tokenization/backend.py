@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from argosy_services.errors import ArgosyError, invalid_field
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.chat_template import ChatTemplates
-from argosy_services.tokenization.checkpoint import Checkpoint, unusable
+from argosy_services.tokenization.checkpoint import TOKENIZER_JSON, Checkpoint, unusable
 from argosy_services.tokenization.detokenizer import Detokenizer, detokenizer_factory
 from argosy_services.tokenization.types import Chat, Encoding, SpecialToken, TokenizerInfo, TruncationSide
 
@@ -77,6 +77,10 @@ class Tokenizer:
         """The files that a client needs to tokenize by itself."""
         return self._checkpoint.files()
 
+    def read_file(self, path: Path) -> bytes:
+        """The content of one of `files`, tokenizer.json as `json` has it: a client that loads it gets the same ids."""
+        return self.json.encode() if path.name == TOKENIZER_JSON else path.read_bytes()
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text."""
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
@@ -98,11 +102,7 @@ class Tokenizer:
         """
         if max_tokens is not None:
             self._check_room("max_tokens", max_tokens, add_special_tokens)
-        encode = self._library.encode_batch if byte_spans else self._library.encode_batch_fast
-        try:
-            encoded = encode(list(texts), add_special_tokens=add_special_tokens)
-        except TypeError as error:
-            raise _not_unicode(texts) from error
+        encoded = self._encode(texts, add_special_tokens, spans=byte_spans)
         answers = []
         for text, encoding in zip(texts, encoded, strict=True):
             dropped = _overflow(encoding, max_tokens, side)
@@ -116,6 +116,10 @@ class Tokenizer:
                 del values[dropped]
             answers.append(answer)
         return answers
+
+    def count_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[int]:
+        """The number of tokens of each text."""
+        return [len(encoding) for encoding in self._encode(texts, add_special_tokens, spans=False)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ids. Bytes that form no character become U+FFFD; ids outside the vocabulary give nothing."""
@@ -145,6 +149,13 @@ class Tokenizer:
         Raises CHAT_TEMPLATE_MISSING or CHAT_TEMPLATE_FAILED.
         """
         return self._templates.render(chat)
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool, *, spans: bool) -> list[tokenizers.Encoding]:
+        encode = self._library.encode_batch if spans else self._library.encode_batch_fast
+        try:
+            return encode(list(texts), add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise _not_unicode(texts) from error
 
     def _check_room(self, field: str, max_tokens: int, add_special_tokens: bool) -> None:
         least = max(1, self._added_tokens if add_special_tokens else 0)

@@ -15,9 +15,11 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.tokenization.types import Chat, ChatMessage, Tool, ToolCall
@@ -80,11 +82,27 @@ class _GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Namespace(Namespace):
+    """Variables that outlive a loop; names with a leading underscore are refused."""
+
+    def __init__(*args: Any, **names: Any) -> None:
+        Namespace.__init__(*args, **names)
+        for name in dict(*args[1:], **names):
+            _refuse_private(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
+    # Jinja gives templates the class `dict` and namespaces that hold any attribute: both are ways out of the sandbox.
+    environment.globals["dict"] = _new_dict
+    environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -110,6 +128,15 @@ def _failed(model: str, error: Exception) -> ArgosyError:
         field="chat",
         detail=detail,
     )
+
+
+def _new_dict(*args: Any, **entries: Any) -> dict[Any, Any]:
+    return dict(*args, **entries)
+
+
+def _refuse_private(name: object) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name}")
 
 
 def _raise_exception(message: str) -> None:

@@ -11,6 +11,7 @@ from argosy.api.tokenization.v1 import tokenization_service_pb2 as pb
 from argosy.api.tokenization.v1 import tokenizer_pb2
 
 from argosy_services.errors import invalid_field
+from argosy_services.rpc import validate
 from argosy_services.tokenization.types import (
     Chat,
     ChatMessage,
@@ -21,6 +22,8 @@ from argosy_services.tokenization.types import (
     ToolCall,
     TruncationSide,
 )
+
+MAX_PARTS = 4096
 
 _ROLES: dict[int, Role] = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -37,9 +40,13 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def read_chat(field: str, prompt: chat_pb2.ChatPrompt) -> Chat:
-    """The chat in a request; `field` is its path there. Raises INVALID_FIELD with the path of what is wrong."""
-    if not prompt.messages:
-        raise invalid_field(f"{field}.messages", "must not be empty", limit="at least 1", value=0)
+    """The chat in a request; `field` is its path there.
+
+    Raises INVALID_FIELD with the path of what is wrong, or TOO_MANY_INPUTS for more messages or tools than `MAX_PARTS`.
+    """
+    validate.count(f"{field}.messages", len(prompt.messages), limit=MAX_PARTS)
+    if prompt.tools:
+        validate.count(f"{field}.tools", len(prompt.tools), limit=MAX_PARTS)
     return Chat(
         messages=[_message(f"{field}.messages[{place}]", given) for place, given in enumerate(prompt.messages)],
         tools=_tools(f"{field}.tools", prompt.tools),
@@ -54,15 +61,9 @@ def read_side(field: str, side: int) -> TruncationSide:
     return _SIDES[side]
 
 
-def write_encoding(encoding: Encoding) -> pb.Encoding:
-    """One encoded text as a message."""
-    return pb.Encoding(
-        ids=encoding.ids,
-        byte_starts=[start for start, _ in encoding.byte_spans],
-        byte_ends=[end for _, end in encoding.byte_spans],
-        tokens=encoding.tokens,
-        truncated_tokens=encoding.truncated_tokens,
-    )
+def write_encodings(encodings: Sequence[Encoding], fingerprint: str) -> pb.EncodeResponse:
+    """Encoded texts as the response."""
+    return pb.EncodeResponse(encodings=map(_encoding, encodings), tokenizer_fingerprint=fingerprint)
 
 
 def write_tokenizer(info: TokenizerInfo) -> tokenizer_pb2.Tokenizer:
@@ -77,6 +78,16 @@ def write_tokenizer(info: TokenizerInfo) -> tokenizer_pb2.Tokenizer:
         eos_token_id=info.eos_token_id,
         pad_token_id=info.pad_token_id,
         max_context_tokens=info.max_context_tokens,
+    )
+
+
+def _encoding(encoding: Encoding) -> pb.Encoding:
+    return pb.Encoding(
+        ids=encoding.ids,
+        byte_starts=[start for start, _ in encoding.byte_spans],
+        byte_ends=[end for _, end in encoding.byte_spans],
+        tokens=encoding.tokens,
+        truncated_tokens=encoding.truncated_tokens,
     )
 
 

@@ -92,3 +92,12 @@ class TokenizerInfo:
     eos_token_id: int | None
     pad_token_id: int | None
     max_context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileStart:
+    """The beginning of a file in a stream of files. `sha256` is that of the whole file, in hexadecimal."""
+
+    name: str
+    size_bytes: int
+    sha256: str
