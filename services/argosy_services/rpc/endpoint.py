@@ -11,7 +11,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -23,7 +23,7 @@ from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc import status
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call, open_call
-from argosy_services.rpc.gate import Gate, Phase, draining
+from argosy_services.rpc.gate import Gate, draining
 
 log = structlog.get_logger("argosy.rpc")
 
@@ -55,8 +55,11 @@ def unary(response: type[Resp]) -> Callable[[Callable[[Any, Any, Call], Awaitabl
 
     def decorate(method: Callable[[Any, Any, Call], Awaitable[Resp]]) -> Any:
         async def rpc(self: Servicer, request: Any, grpc_context: Any) -> Resp:
-            with _observed(self, method.__name__, request, grpc_context) as attempt:
-                return await _in_time(lambda: method(self, request, attempt.call), attempt.call)
+            with (
+                _observed(self, method.__name__, grpc_context) as attempt,
+                _admitted(self, request, attempt.call),
+            ):
+                return await _in_time(lambda: method(self, request, attempt.call), attempt.call, self.gate)
             return response()
 
         return _named(rpc, method)
@@ -76,11 +79,13 @@ def stream(
 
     def decorate(method: Callable[[Any, Any, Call], AsyncIterator[Resp]]) -> Any:
         async def rpc(self: Servicer, request: Any, grpc_context: Any) -> AsyncIterator[Resp]:
-            watched = self.gate if watch else None
-            with _observed(self, method.__name__, request, grpc_context, counted=not watch) as attempt:
-                call = attempt.call
-                async with aclosing(cast(AsyncGenerator[Resp], method(self, request, call))) as events:
-                    while (event := await _in_time(lambda: anext(events, None), call, watched)) is not None:
+            with (
+                _observed(self, method.__name__, grpc_context) as attempt,
+                _admitted(self, request, attempt.call, counted=not watch),
+            ):
+                async with aclosing(cast(AsyncGenerator[Resp], method(self, request, attempt.call))) as events:
+                    step = functools.partial(anext, events, None)
+                    while (event := await _in_time(step, attempt.call, self.gate, watch=watch)) is not None:
                         yield event
             if attempt.error is not None:
                 yield response()
@@ -99,10 +104,8 @@ class _Attempt:
 
 
 @contextmanager
-def _observed(
-    servicer: Servicer, method: str, request: Any, grpc_context: Any, *, counted: bool = True
-) -> Iterator[_Attempt]:
-    """Admits, counts, times and logs one call, and turns its exceptions into its status."""
+def _observed(servicer: Servicer, method: str, grpc_context: Any) -> Iterator[_Attempt]:
+    """Counts, times and logs one call, and turns its exceptions into its status."""
     labels = {"service": servicer.SERVICE, "method": method}
     attempt = _Attempt(open_call(grpc_context))
     call = attempt.call
@@ -111,10 +114,7 @@ def _observed(
     code, start = "OK", time.monotonic()
     metrics.RPC_RUNNING.labels(**labels).inc()
     try:
-        servicer.auth.check(call)
-        with servicer.gate.admit(counted=counted):
-            _refuse_hopeless(call, request)
-            yield attempt
+        yield attempt
         grpc_context.set_trailing_metadata((("x-request-id", call.request_id),))
     except (asyncio.CancelledError, GeneratorExit):
         code = _code_of_cancelled(call, start)
@@ -132,25 +132,29 @@ def _observed(
         log.info("rpc", **labels, code=code, reason=reason, ms=round(seconds * 1000, 1), request_id=call.request_id)
 
 
-def _refuse_hopeless(call: Call, request: Any) -> None:
-    if call.remaining() == 0:
-        raise _deadline_exceeded()
-    if isinstance(request, MalformedRequest):
-        raise ArgosyError(Reason.MALFORMED_MESSAGE, request.problem)
+@contextmanager
+def _admitted(servicer: Servicer, request: Any, call: Call, *, counted: bool = True) -> Iterator[None]:
+    """Refuses a call that may not or cannot be answered."""
+    servicer.auth.check(call)
+    with servicer.gate.admit(counted=counted):
+        if call.remaining() == 0:
+            raise _deadline_exceeded()
+        if isinstance(request, MalformedRequest):
+            raise ArgosyError(Reason.MALFORMED_MESSAGE, request.problem)
+        yield
 
 
-async def _in_time(step: Callable[[], Awaitable[T]], call: Call, watched: Gate | None = None) -> T:
-    """Awaits a step until the call's deadline and, for a watch, until the server drains."""
+async def _in_time(step: Callable[[], Awaitable[T]], call: Call, gate: Gate, *, watch: bool = False) -> T:
+    """Awaits a step, until the call's deadline or until the gate ends what runs."""
     limit = asyncio.timeout(call.remaining())
     try:
         async with limit:
-            with watched.cut_off_by_drain(limit) if watched else nullcontext():
+            with gate.bound(limit, watch=watch):
                 return await step()
     except TimeoutError:
         if not limit.expired():
             raise
-        cut_off = watched is not None and watched.phase is Phase.DRAINING
-        raise (draining() if cut_off else _deadline_exceeded()) from None
+        raise (draining() if gate.must_end(watch=watch) else _deadline_exceeded()) from None
 
 
 def _code_of_cancelled(call: Call, start: float) -> str:

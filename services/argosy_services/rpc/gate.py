@@ -26,6 +26,8 @@ class Gate:
         self.running = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._cut_off = False
+        self._calls: set[asyncio.Timeout] = set()
         self._watches: set[asyncio.Timeout] = set()
 
     def open(self) -> None:
@@ -36,13 +38,18 @@ class Gate:
     def drain(self) -> None:
         """Take no new calls. Those that run go on; long-lived watches end."""
         self.phase = Phase.DRAINING
-        for limit in self._watches:
-            limit.reschedule(asyncio.get_running_loop().time())
+        _expire(self._watches)
+
+    def cut_off(self) -> None:
+        """After `drain`: end the calls that still run."""
+        self._cut_off = True
+        _expire(self._calls)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call runs. False: the time was up first."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True
@@ -65,15 +72,27 @@ class Gate:
                 self._idle.set()
 
     @contextmanager
-    def cut_off_by_drain(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Lets a time limit, which has been entered, run out as soon as the server drains."""
-        if self.phase is Phase.DRAINING:
+    def bound(self, limit: asyncio.Timeout, *, watch: bool) -> Iterator[None]:
+        """Lets a time limit, which has been entered, run out early: a watch's with `drain`, a call's with `cut_off`."""
+        if self.must_end(watch=watch):
             raise draining()
-        self._watches.add(limit)
+        limits = self._watches if watch else self._calls
+        limits.add(limit)
         try:
             yield
         finally:
-            self._watches.discard(limit)
+            limits.discard(limit)
+
+    def must_end(self, *, watch: bool) -> bool:
+        """Whether a call or watch that was admitted may not go on."""
+        return self._cut_off or (watch and self.phase is Phase.DRAINING)
+
+
+def _expire(limits: set[asyncio.Timeout]) -> None:
+    now = asyncio.get_running_loop().time()
+    for limit in limits:
+        if not limit.expired():
+            limit.reschedule(now)
 
 
 def draining() -> ArgosyError:
