@@ -144,13 +144,13 @@ class Run:
         Raises the error of the first sequence that failed, DEADLINE_EXCEEDED at the run's deadline, or what `fail` was
         given.
         """
-        if not (self._inbox or self._error):
+        while not self._inbox:
+            if self._error is not None:
+                raise self._error
             self._news.clear()
             await self._news.wait()
-        if self._inbox:
-            outputs, self._inbox = self._inbox, []
-            return outputs
-        raise self._error or _engine_failed()
+        outputs, self._inbox = self._inbox, []
+        return outputs
 
     def _cancel_all(self) -> None:
         for request_id in tuple(self._running):

@@ -30,9 +30,9 @@ async def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, info: EngineInfo) -> 
     Raises INVALID_FIELD, INPUT_TOO_LARGE, PROMPT_TOO_LONG, CHAT_TEMPLATE_MISSING or CHAT_TEMPLATE_FAILED.
     """
     if isinstance(prompt, tuple):
+        check_context(_FIELD, len(prompt) + 1, info)
+        check_ids("spec.tokens", prompt, info)
         ids = list(prompt)
-        check_context(_FIELD, len(ids) + 1, info)
-        check_ids("spec.tokens", ids, info)
     elif isinstance(prompt, ChatPrompt):
         ids = await off_loop(_characters(prompt), lambda: _encode_chat(tokenizer, prompt))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -34,14 +33,15 @@ async def sequences(
     for field, part in parts:
         if isinstance(part, str):
             validate.text_size(field, part, limit_bytes=MAX_TEXT_BYTES)
+        else:
+            check_context(field, len(part), info)
+            check_ids(field, part, info)
     characters = sum(len(part) for _, part in parts if isinstance(part, str))
     ids = await off_loop(characters, lambda: _encode(items, tokenizer))
-    for (field, part), encoded in zip(parts, itertools.chain(*zip(*ids, strict=True)), strict=True):
-        if not encoded:
-            raise invalid_field(field, "must not be empty", limit="at least 1 token", value=0)
-        if not isinstance(part, str):
-            check_ids(field, encoded, info)
     for at, (context, continuation) in enumerate(ids):
+        for name, part in (("context", context), ("continuation", continuation)):
+            if not part:
+                raise invalid_field(f"items[{at}].{name}", "must not be empty", limit="at least 1 token", value=0)
         check_context(f"items[{at}]", len(context) + len(continuation), info)
     return ids
 

@@ -1,0 +1,62 @@
+"""GenerationService of the schema."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from argosy.api.generation.v1 import generation_service_pb2 as pb
+
+from argosy_services.generation import convert
+from argosy_services.generation.service import GenerationService
+from argosy_services.rpc.auth import Authenticator
+from argosy_services.rpc.context import Call
+from argosy_services.rpc.endpoint import stream, unary
+from argosy_services.rpc.gate import Gate
+from argosy_services.rpc.paging import page
+
+
+class GenerationServicer:
+    """Reads requests, asks the service, writes responses."""
+
+    SERVICE = "argosy.api.generation.v1.GenerationService"
+
+    def __init__(self, service: GenerationService, gate: Gate, auth: Authenticator) -> None:
+        self._service = service
+        self.gate = gate
+        self.auth = auth
+
+    @unary(pb.GenerateResponse)
+    async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+        spec = convert.read_spec(request.spec)
+        generation = await self._service.generate(spec, request_id=call.request_id, deadline=call.deadline)
+        # A long answer with log-probabilities takes long enough to hold up everything else on the event loop.
+        return await asyncio.to_thread(convert.write_generation, generation)
+
+    @stream(pb.StreamGenerateResponse)
+    async def StreamGenerate(
+        self, request: pb.StreamGenerateRequest, call: Call
+    ) -> AsyncIterator[pb.StreamGenerateResponse]:
+        spec = convert.read_spec(request.spec)
+        events = self._service.stream(spec, request_id=call.request_id, deadline=call.deadline)
+        async with aclosing(events):
+            async for event in events:
+                yield convert.write_event(event)
+
+    @unary(pb.ScoreResponse)
+    async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
+        spec = convert.read_score(request)
+        scores = await self._service.score(spec, request_id=call.request_id, deadline=call.deadline)
+        return await asyncio.to_thread(convert.write_scores, scores)
+
+    @unary(pb.ListModelsResponse)
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+        models, next_token = page(
+            self._service.models(), lambda model: model.name, size=request.page_size, token=request.page_token
+        )
+        return pb.ListModelsResponse(models=map(convert.write_model, models), next_page_token=next_token)
+
+    @unary(pb.GetModelResponse)
+    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=convert.write_model(self._service.model(request.name)))
