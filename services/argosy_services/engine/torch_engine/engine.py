@@ -143,8 +143,10 @@ class TorchEngine:
         return self._between_steps(lambda _, loop: loop.drop_adapter(key))
 
     def stats(self) -> EngineStats:
-        """The picture after the last step."""
-        return self._running().stats
+        """The picture after the last step, also of an engine that has ended."""
+        if self._loop is None:
+            raise not_running()
+        return self._loop.stats
 
     def check_integrity(self) -> Future[None]:
         """Between two steps, checks that no block is leaked or shared. The future raises RuntimeError."""

@@ -141,7 +141,9 @@ class EngineLoop(threading.Thread):
         self.stats = self._picture()
 
     def _step(self) -> None:
+        preemptions = self.parts.scheduler.preemptions
         work = self.parts.scheduler.schedule()
+        metrics.PREEMPTIONS.labels(model=self.parts.model).inc(self.parts.scheduler.preemptions - preemptions)
         if not work:
             return
         logits, spans = self.parts.runner.run(work)
@@ -157,6 +159,7 @@ class EngineLoop(threading.Thread):
             if sequence.request.score_from is not None:
                 self._finish_score(sequence)
         self._steps += 1
+        metrics.ENGINE_STEPS.labels(model=self.parts.model).inc()
 
     def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
         now = time.monotonic()

@@ -1,0 +1,106 @@
+"""The composition root: the only module that knows which classes a fleet is made of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from argosy.api.adapters.v1.adapters_service_pb2_grpc import add_AdaptersServiceServicer_to_server
+from argosy.api.agents.v1.agents_service_pb2_grpc import add_AgentsServiceServicer_to_server
+from argosy.api.embeddings.v1.embeddings_service_pb2_grpc import add_EmbeddingsServiceServicer_to_server
+from argosy.api.generation.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+from argosy.api.tokenization.v1.tokenization_service_pb2_grpc import add_TokenizationServiceServicer_to_server
+
+from argosy_services import metrics
+from argosy_services.adapters.service import AdaptersService
+from argosy_services.adapters.servicer import AdaptersServicer
+from argosy_services.agents.local_model import LocalChatModel
+from argosy_services.agents.service import AgentsService
+from argosy_services.agents.servicer import AgentsServicer
+from argosy_services.agents.tools.calculator import Calculator
+from argosy_services.agents.tools.clock import Clock
+from argosy_services.embeddings.encoder import Encoder
+from argosy_services.embeddings.service import EmbeddingsService
+from argosy_services.embeddings.servicer import EmbeddingsServicer
+from argosy_services.engine.base import Engine, EngineStats
+from argosy_services.engine.factory import create_engine
+from argosy_services.generation.service import GenerationService, ServedModel
+from argosy_services.generation.servicer import GenerationServicer
+from argosy_services.models.store import ModelStore
+from argosy_services.rpc.auth import Authenticator
+from argosy_services.rpc.dispatch import MethodTable
+from argosy_services.rpc.gate import Gate
+from argosy_services.settings import Settings
+from argosy_services.tokenization.backend import Tokenizer
+from argosy_services.tokenization.service import TokenizationService
+from argosy_services.tokenization.servicer import TokenizationServicer
+
+
+class Fleet:
+    """All five services over one language model and one embedding model."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Loads the models. Blocks for seconds. Raises ArgosyError or UnsupportedModelError."""
+        store = ModelStore(settings.models_dir)
+        language = store.get(settings.generation.model)
+        sentences = store.get(settings.embeddings.model)
+        tokenizer = Tokenizer.load(language)
+        self.engine = create_engine(language, settings.generation, tokenizer.json)
+        encoder = Encoder.load(sentences)
+        self.tokenization = TokenizationService([tokenizer, encoder.tokenizer], default=language.name)
+        self.embeddings = EmbeddingsService(
+            [encoder],
+            max_batch_tokens=settings.embeddings.max_batch_tokens,
+            max_waiting_texts=settings.embeddings.max_waiting_texts,
+        )
+        self.adapters = AdaptersService(
+            {language.name: self.engine},
+            roots=settings.adapter_roots,
+            max_size_bytes=settings.adapters.max_size_bytes,
+            cache_dir=settings.data_dir / "adapter-cache",
+        )
+        self.generation = GenerationService([ServedModel(language, self.engine, tokenizer)], self.adapters)
+        self.agents = AgentsService(
+            LocalChatModel(self.generation), [Calculator(), Clock()], max_running=settings.agents.max_running
+        )
+        self._model = language.name
+
+    def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
+        """Makes the servicers and adds them to `server`."""
+        add_TokenizationServiceServicer_to_server(TokenizationServicer(self.tokenization, gate, auth), server)
+        add_GenerationServiceServicer_to_server(GenerationServicer(self.generation, gate, auth), server)
+        add_EmbeddingsServiceServicer_to_server(EmbeddingsServicer(self.embeddings, gate, auth), server)
+        add_AdaptersServiceServicer_to_server(AdaptersServicer(self.adapters, gate, auth), server)
+        add_AgentsServiceServicer_to_server(AgentsServicer(self.agents, gate, auth), server)
+
+    async def start(self) -> None:
+        """Starts the engine and the background work."""
+        self.generation.start()
+        self.adapters.start()
+        self.embeddings.start()
+        _watch_engine(self._model, self.engine)
+
+    async def close(self) -> None:
+        """Stops what `start` started, callers before what they call."""
+        await self.adapters.close()
+        await asyncio.to_thread(self.generation.close)
+        await asyncio.to_thread(self.embeddings.close)
+        await asyncio.to_thread(self.tokenization.close)
+
+
+def build(settings: Settings) -> Fleet:
+    """Loads everything that the settings name."""
+    return Fleet(settings)
+
+
+def _watch_engine(model: str, engine: Engine) -> None:
+    """Lets the gauges of an engine read its latest picture whenever they are scraped."""
+    readings: dict[metrics.Gauge, Callable[[EngineStats], int]] = {
+        metrics.SEQUENCES_RUNNING: lambda stats: stats.running,
+        metrics.SEQUENCES_WAITING: lambda stats: stats.waiting,
+        metrics.WAITING_TOKENS: lambda stats: stats.waiting_tokens,
+        metrics.KV_BLOCKS_IN_USE: lambda stats: stats.kv_blocks_in_use,
+        metrics.KV_BLOCKS_TOTAL: lambda stats: stats.kv_blocks_total,
+    }
+    for gauge, reading in readings.items():
+        gauge.labels(model=model).set_function(lambda reading=reading: reading(engine.stats()))
