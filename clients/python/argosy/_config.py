@@ -1,0 +1,74 @@
+"""What a client was told: arguments first, then ARGOSY_ADDRESS and ARGOSY_API_KEY, then defaults."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+Tls: TypeAlias = bool | bytes | Path
+"""False: plain text. True: TLS with the system's roots. Bytes or a path: TLS with these PEM root certificates."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a call that started nothing is tried again. Times are in seconds.
+
+    Tried again are calls that never reached a server, and calls that a server refused with RESOURCE_EXHAUSTED or
+    UNAVAILABLE and a delay (`RetryInfo`); streams only before their first event. So no work is ever done twice, and
+    the rule is the same for calls that change something (`adapters.load` is idempotent besides).
+
+    A wait is the longer of the server's delay and an exponential backoff, plus jitter. A server that asks for more than
+    `max_delay` gets no second try, nor does a call whose deadline is nearer than the wait. `max_attempts` counts the
+    first one: 1 is no retry.
+    """
+
+    max_attempts: int = 4
+    initial_backoff: float = 0.1
+    max_backoff: float = 5.0
+    multiplier: float = 2.0
+    jitter: float = 0.2
+    max_delay: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1 (given: {self.max_attempts})")
+
+    def backoff(self, failures: int) -> float:
+        """The wait after this many failures, from 1, before jitter."""
+        return min(self.max_backoff, self.initial_backoff * self.multiplier ** (failures - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that the calls of one client share. `timeout` None: each area's own default."""
+
+    address: str
+    api_key: str | None = field(default=None, repr=False)
+    tls: Tls = False
+    timeout: float | None = None
+    retry: RetryPolicy = RetryPolicy()
+
+
+def make_config(
+    address: str | None, *, api_key: str | None, tls: Tls, timeout: float | None, retry: RetryPolicy
+) -> Config:
+    """Fills in the environment and defaults. Raises ValueError for what can never work."""
+    address = address or os.environ.get("ARGOSY_ADDRESS") or DEFAULT_ADDRESS
+    if address.startswith(("http://", "https://")):
+        raise ValueError(f"address {address!r} is a URL; give host:port, and tls=True where the server speaks TLS")
+    if timeout is not None:
+        check_timeout(timeout)
+    api_key = api_key or os.environ.get("ARGOSY_API_KEY") or None
+    return Config(address=address, api_key=api_key, tls=tls, timeout=timeout, retry=retry)
+
+
+def check_timeout(timeout: float) -> float:
+    """A positive number of seconds, `math.inf` included."""
+    if math.isnan(timeout) or timeout <= 0:
+        raise ValueError(f"timeout must be above 0 s, or math.inf for no deadline (given: {timeout})")
+    return timeout

@@ -1,0 +1,204 @@
+"""Loads, lists and unloads LoRA adapters while requests run."""
+
+# ruff: noqa: ASYNC109 - a timeout is part of the call: it travels to the server as its deadline
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+from argosy._caller import AsyncCaller, Caller, Rpc
+from argosy._convert import adapters as convert
+from argosy._stream import AsyncStream, Stream
+from argosy.api.adapters.v1 import adapters_service_pb2 as rpc
+from argosy.api.adapters.v1.adapters_service_pb2_grpc import AdaptersServiceStub
+from argosy.types.adapters import Adapter, AdapterEvent
+
+_SETTLE_TIMEOUT = 600.0
+"""Seconds that loading and unloading may take, waiting included, where nothing else is said."""
+
+
+class AdapterWatch(Stream[AdapterEvent]):
+    """Adapters as they are, then `SnapshotComplete`, then each change."""
+
+
+class AsyncAdapterWatch(AsyncStream[AdapterEvent]):
+    """`AdapterWatch` for asyncio."""
+
+
+class AdaptersClient:
+    """Adapters, as `client.adapters`."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._stub = AdaptersServiceStub(caller.channel)
+
+    def load(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        base_model: str = "",
+        wait: bool = True,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Adapter:
+        """Loads an adapter under a name. Loading it again changes nothing, so the call is safe to repeat.
+
+        `source` is a `file://` URI, or a Path that the server sees as well. With `wait` the adapter is ready when this
+        returns, and a failure raises what is wrong with it (AdapterInvalidError, WrongBaseModelError,
+        AdapterSlotsFullError, ...); otherwise it returns as soon as the server has taken the order.
+        """
+        request = convert.load_request(name, source, base_model=base_model)
+        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT)
+        adapter = self._change(self._stub.LoadAdapter, request, deadline.timeout, request_id)
+        if not wait:
+            return adapter
+        return convert.check_loaded(self._settled(adapter, deadline.timeout))
+
+    def unload(
+        self,
+        name: str,
+        *,
+        drain_timeout: float | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Adapter:
+        """Takes an adapter out of service. Running requests may finish for `drain_timeout` seconds (60 unless given)
+        and are cancelled then. With `wait` it is out of the engine when this returns.
+        """
+        request = convert.unload_request(name, drain_timeout=drain_timeout)
+        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT + (drain_timeout or 0.0))
+        adapter = self._change(self._stub.UnloadAdapter, request, deadline.timeout, request_id)
+        return self._settled(adapter, deadline.timeout) if wait else adapter
+
+    def list(
+        self, *, page_size: int = 0, timeout: float | None = None, request_id: str | None = None
+    ) -> Iterator[Adapter]:
+        """All adapters, ordered by name; pages are fetched as they are needed, each within `timeout`."""
+
+        def fetch(token: str) -> rpc.ListAdaptersResponse:
+            request = rpc.ListAdaptersRequest(page_size=page_size, page_token=token)
+            return self._caller.unary(self._stub.ListAdapters, request, timeout=timeout, request_id=request_id)
+
+        return self._caller.pages(fetch, lambda page: [convert.adapter(adapter) for adapter in page.adapters])
+
+    def get(self, name: str, *, timeout: float | None = None, request_id: str | None = None) -> Adapter:
+        """One adapter. Raises AdapterNotFoundError."""
+        request = rpc.GetAdapterRequest(name=name)
+        response = self._caller.unary(self._stub.GetAdapter, request, timeout=timeout, request_id=request_id)
+        return convert.adapter(response.adapter)
+
+    def watch(
+        self,
+        names: Sequence[str] = (),
+        *,
+        until_settled: bool = False,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> AdapterWatch:
+        """Follows the named adapters, or all of them. `until_settled` ends the watch once every named one is ready,
+        unloaded or failed. Without `timeout` a watch has no deadline.
+        """
+        request = rpc.WatchAdaptersRequest(names=names, until_settled=until_settled)
+        plan = self._caller.plan(timeout or math.inf, request_id)
+        return AdapterWatch(self._stub.WatchAdapters, request, plan, convert.WatchReader())
+
+    def _change(self, method: Rpc, request: object, timeout: float, request_id: str | None) -> Adapter:
+        response = self._caller.unary(method, request, timeout=timeout, request_id=request_id)
+        return convert.adapter(response.adapter)
+
+    def _settled(self, adapter: Adapter, timeout: float) -> Adapter:
+        if adapter.state.settled:
+            return adapter
+        with self.watch([adapter.name], until_settled=True, timeout=timeout) as events:
+            for event in events:
+                if isinstance(event, Adapter) and event.state.settled:
+                    return event
+        raise convert.watch_ended(adapter.name)
+
+
+class AsyncAdaptersClient:
+    """Adapters for asyncio; each method does what its namesake in `AdaptersClient` does."""
+
+    def __init__(self, caller: AsyncCaller) -> None:
+        self._caller = caller
+        self._stub = AdaptersServiceStub(caller.channel)
+
+    async def load(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        base_model: str = "",
+        wait: bool = True,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Adapter:
+        """See `AdaptersClient.load`."""
+        request = convert.load_request(name, source, base_model=base_model)
+        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT)
+        adapter = await self._change(self._stub.LoadAdapter, request, deadline.timeout, request_id)
+        if not wait:
+            return adapter
+        return convert.check_loaded(await self._settled(adapter, deadline.timeout))
+
+    async def unload(
+        self,
+        name: str,
+        *,
+        drain_timeout: float | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Adapter:
+        """See `AdaptersClient.unload`."""
+        request = convert.unload_request(name, drain_timeout=drain_timeout)
+        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT + (drain_timeout or 0.0))
+        adapter = await self._change(self._stub.UnloadAdapter, request, deadline.timeout, request_id)
+        return await self._settled(adapter, deadline.timeout) if wait else adapter
+
+    def list(
+        self, *, page_size: int = 0, timeout: float | None = None, request_id: str | None = None
+    ) -> AsyncIterator[Adapter]:
+        """See `AdaptersClient.list`."""
+
+        async def fetch(token: str) -> rpc.ListAdaptersResponse:
+            request = rpc.ListAdaptersRequest(page_size=page_size, page_token=token)
+            return await self._caller.unary(self._stub.ListAdapters, request, timeout=timeout, request_id=request_id)
+
+        return self._caller.pages(fetch, lambda page: [convert.adapter(adapter) for adapter in page.adapters])
+
+    async def get(self, name: str, *, timeout: float | None = None, request_id: str | None = None) -> Adapter:
+        """See `AdaptersClient.get`."""
+        request = rpc.GetAdapterRequest(name=name)
+        response = await self._caller.unary(self._stub.GetAdapter, request, timeout=timeout, request_id=request_id)
+        return convert.adapter(response.adapter)
+
+    def watch(
+        self,
+        names: Sequence[str] = (),
+        *,
+        until_settled: bool = False,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncAdapterWatch:
+        """See `AdaptersClient.watch`; not awaited."""
+        request = rpc.WatchAdaptersRequest(names=names, until_settled=until_settled)
+        plan = self._caller.plan(timeout or math.inf, request_id)
+        return AsyncAdapterWatch(self._stub.WatchAdapters, request, plan, convert.WatchReader())
+
+    async def _change(self, method: Rpc, request: object, timeout: float, request_id: str | None) -> Adapter:
+        response = await self._caller.unary(method, request, timeout=timeout, request_id=request_id)
+        return convert.adapter(response.adapter)
+
+    async def _settled(self, adapter: Adapter, timeout: float) -> Adapter:
+        if adapter.state.settled:
+            return adapter
+        async with self.watch([adapter.name], until_settled=True, timeout=timeout) as events:
+            async for event in events:
+                if isinstance(event, Adapter) and event.state.settled:
+                    return event
+        raise convert.watch_ended(adapter.name)

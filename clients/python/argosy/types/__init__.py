@@ -1,0 +1,98 @@
+"""What calls take and give, as frozen dataclasses. Durations are in seconds.
+
+The meaning of each field is that of the message with the same name in `protos/argosy/api`; empty strings and tuples
+stand for what was not set.
+"""
+
+from argosy.types.adapters import Adapter, AdapterEvent, AdapterFailure, AdapterState, SnapshotComplete
+from argosy.types.agents import (
+    AgentBudget,
+    AgentEvent,
+    Answer,
+    RunFinished,
+    RunOutcome,
+    RunStarted,
+    ThoughtDelta,
+    ToolInfo,
+    ToolRequested,
+    ToolReturned,
+)
+from argosy.types.common import (
+    ChatMessage,
+    Message,
+    Origin,
+    Prompt,
+    TextOrTokens,
+    Timings,
+    Tool,
+    ToolCall,
+    Usage,
+)
+from argosy.types.embeddings import EmbeddingModel, Embeddings, Pooling
+from argosy.types.generation import (
+    Choice,
+    ChoiceFinished,
+    Delta,
+    Finished,
+    FinishReason,
+    GenerateOptions,
+    Generation,
+    Model,
+    SamplingOptions,
+    Score,
+    Scoring,
+    Started,
+    TextEvent,
+    TokenLogprob,
+    TokenLogprobs,
+)
+from argosy.types.tokenization import Encoding, RenderedChat, SpecialToken, Tokenizer
+
+__all__ = [
+    "Adapter",
+    "AdapterEvent",
+    "AdapterFailure",
+    "AdapterState",
+    "AgentBudget",
+    "AgentEvent",
+    "Answer",
+    "ChatMessage",
+    "Choice",
+    "ChoiceFinished",
+    "Delta",
+    "EmbeddingModel",
+    "Embeddings",
+    "Encoding",
+    "FinishReason",
+    "Finished",
+    "GenerateOptions",
+    "Generation",
+    "Message",
+    "Model",
+    "Origin",
+    "Pooling",
+    "Prompt",
+    "RenderedChat",
+    "RunFinished",
+    "RunOutcome",
+    "RunStarted",
+    "SamplingOptions",
+    "Score",
+    "Scoring",
+    "SnapshotComplete",
+    "SpecialToken",
+    "Started",
+    "TextEvent",
+    "TextOrTokens",
+    "ThoughtDelta",
+    "Timings",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "Tokenizer",
+    "Tool",
+    "ToolCall",
+    "ToolInfo",
+    "ToolRequested",
+    "ToolReturned",
+    "Usage",
+]
