@@ -2,7 +2,8 @@
 
 Templates are written for the environment that transformers gives them, so this one is the same: a sandbox, blocks
 trimmed, loop controls, and the names `raise_exception`, `strftime_now` and `tojson`. A template comes with the model,
-never from a caller. What it may cost is bounded all the same: a loop or a recursion without end becomes an error.
+never from a caller. What it may write is bounded all the same, in size and time: a loop or a recursion without end
+becomes an error.
 """
 
 from __future__ import annotations
@@ -33,11 +34,21 @@ _FOR_TOOLS = "tool_use"
 class ChatTemplates:
     """The chat templates of one model: "default", and where it has one, "tool_use" for chats with tools."""
 
-    def __init__(self, model: str, sources: Mapping[str, str], named_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        model: str,
+        sources: Mapping[str, str],
+        named_tokens: Mapping[str, str],
+        *,
+        max_seconds: float = _MAX_SECONDS,
+        max_characters: int = _MAX_CHARACTERS,
+    ) -> None:
         """`named_tokens` are the special tokens that templates may name, such as `bos_token`."""
         self._model = model
         self._sources = sources
         self._named_tokens = named_tokens
+        self._max_seconds = max_seconds
+        self._max_characters = max_characters
         self._environment = _environment()
         self._compiled: dict[str, jinja2.Template] = {}
 
@@ -60,7 +71,7 @@ class ChatTemplates:
                 documents=None,
                 add_generation_prompt=chat.add_generation_prompt,
             )
-            prompt = "".join(_bounded(pieces))
+            prompt = "".join(self._bounded(pieces))
             prompt.encode()
         except Exception as error:  # a template can raise anything
             raise _failed(self._model, error) from error
@@ -70,6 +81,17 @@ class ChatTemplates:
         if name not in self._compiled:
             self._compiled[name] = self._environment.from_string(self._sources[name])
         return self._compiled[name]
+
+    def _bounded(self, pieces: Iterator[str]) -> Iterator[str]:
+        deadline = time.monotonic() + self._max_seconds
+        characters = 0
+        for piece in pieces:
+            characters += len(piece)
+            if characters > self._max_characters:
+                raise jinja2.TemplateError(f"it wrote more than {self._max_characters} characters")
+            if time.monotonic() > deadline:
+                raise jinja2.TemplateError(f"it ran for more than {self._max_seconds:g} seconds")
+            yield piece
 
 
 class _GenerationBlock(Extension):
@@ -106,18 +128,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
-
-
-def _bounded(pieces: Iterator[str]) -> Iterator[str]:
-    deadline = time.monotonic() + _MAX_SECONDS
-    characters = 0
-    for piece in pieces:
-        characters += len(piece)
-        if characters > _MAX_CHARACTERS:
-            raise jinja2.TemplateError(f"it wrote more than {_MAX_CHARACTERS} characters")
-        if time.monotonic() > deadline:
-            raise jinja2.TemplateError(f"it ran for more than {_MAX_SECONDS:g} seconds")
-        yield piece
 
 
 def _failed(model: str, error: Exception) -> ArgosyError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,31 +27,28 @@ def word_piece(minilm: LocalModel) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> MakeTokenizer:
-    """Writes a tokenizer and its configuration to a directory and loads them."""
+    """Loads a tokenizer from files made of it and of `files`: JSON values by file name without extension."""
 
     def make(library: tokenizers.Tokenizer | dict[str, Any], **files: Any) -> Tokenizer:
-        return Tokenizer.load(write_model(tmp_path_factory.mktemp("model"), library, **files))
+        directory = tmp_path_factory.mktemp("model")
+        content = library if isinstance(library, dict) else json.loads(library.to_str())
+        for name, value in {"tokenizer": content, **files}.items():
+            (directory / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+        return Tokenizer.load(LocalModel("small", "file://", directory, fingerprint="0" * 64, size_bytes=0))
 
     return make
 
 
-def write_model(directory: Path, library: tokenizers.Tokenizer | dict[str, Any], **files: Any) -> LocalModel:
-    """`files` are JSON files by their name without extension."""
-    content = library if isinstance(library, dict) else json.loads(library.to_str())
-    for name, value in {"tokenizer": content, **files}.items():
-        (directory / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
-    return LocalModel(name="small", source="file://", path=directory, fingerprint="0" * 64, size_bytes=0)
+@pytest.fixture(scope="session")
+def byte_fallback(make_tokenizer: MakeTokenizer, byte_fallback_json: dict[str, Any]) -> Tokenizer:
+    """As Llama 2 has it: pieces with a mark for the space, bytes for the rest, one leading space dropped."""
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return make_tokenizer(byte_fallback_json, tokenizer_config=named)
 
 
 @pytest.fixture(scope="session")
-def byte_fallback(make_tokenizer: MakeTokenizer) -> Tokenizer:
-    """As Llama 2 has it: pieces with a mark for the space, bytes for the rest, one leading space dropped."""
-    return make_tokenizer(
-        byte_fallback_library(), tokenizer_config={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    )
-
-
-def byte_fallback_library() -> tokenizers.Tokenizer:
+def byte_fallback_json() -> dict[str, Any]:
+    """The tokenizer.json of `byte_fallback`."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"helowrdé", "▁h", "el", "▁hel"]
     merges = [("▁", "h"), ("e", "l"), ("▁h", "el")]
     vocabulary = {piece: place for place, piece in enumerate(pieces)}
@@ -63,7 +59,7 @@ def byte_fallback_library() -> tokenizers.Tokenizer:
     library.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return library
+    return json.loads(library.to_str())
 
 
 @pytest.fixture(scope="session")

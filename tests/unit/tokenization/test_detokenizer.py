@@ -37,7 +37,7 @@ def stream(tokenizer: Tokenizer, batches: Sequence[Sequence[int]], *, skip: bool
     return [*map(detokenizer.push, batches), detokenizer.flush()]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=BATCHES, skip=st.booleans())
 def test_any_ids_stream_to_the_text_that_they_decode_to(
     tokenizer: Tokenizer, batches: list[list[int]], skip: bool
@@ -48,7 +48,7 @@ def test_any_ids_stream_to_the_text_that_they_decode_to(
     assert "".join(stream(tokenizer, batches, skip=skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 def test_every_piece_of_a_text_is_whole(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -59,7 +59,7 @@ def test_every_piece_of_a_text_is_whole(tokenizer: Tokenizer, text: str) -> None
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=40))
 def test_bytes_that_are_no_text_stream_as_they_decode(
     byte_fallback: Tokenizer, byte_level: Tokenizer, byte_ids: dict[int, int], data: bytes
