@@ -20,6 +20,11 @@ class AdapterState(enum.Enum):
     FAILED = "failed"
 
 
+# Nothing follows a final state but a new adapter of the same name. A settled one lasts until somebody acts.
+FINAL = frozenset({AdapterState.UNLOADED, AdapterState.FAILED})
+SETTLED = FINAL | {AdapterState.READY}
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an adapter failed: a reason that programs read and a sentence that people read."""
@@ -45,3 +50,10 @@ class AdapterRecord:
     target_modules: tuple[str, ...] = ()
     size_bytes: int = 0
     active_leases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotComplete:
+    """A watch has sent every adapter once, as it was at change number `revision`; changes follow."""
+
+    revision: int

@@ -1,0 +1,46 @@
+"""Adapters between the service's records and the schema's messages."""
+
+from __future__ import annotations
+
+from argosy.api.adapters.v1 import adapter_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
+
+from argosy_services.adapters.types import AdapterRecord, AdapterState
+
+_STATES: dict[AdapterState, pb.AdapterState.ValueType] = {
+    AdapterState.PENDING: pb.ADAPTER_STATE_PENDING,
+    AdapterState.FETCHING: pb.ADAPTER_STATE_FETCHING,
+    AdapterState.VALIDATING: pb.ADAPTER_STATE_VALIDATING,
+    AdapterState.LOADING: pb.ADAPTER_STATE_LOADING,
+    AdapterState.READY: pb.ADAPTER_STATE_READY,
+    AdapterState.DRAINING: pb.ADAPTER_STATE_DRAINING,
+    AdapterState.UNLOADED: pb.ADAPTER_STATE_UNLOADED,
+    AdapterState.FAILED: pb.ADAPTER_STATE_FAILED,
+}
+
+
+def write_adapter(record: AdapterRecord) -> pb.Adapter:
+    """A record as a message."""
+    message = pb.Adapter(
+        name=record.name,
+        version=record.version,
+        base_model=record.base_model,
+        source=record.source,
+        state=_STATES[record.state],
+        rank=record.rank,
+        target_modules=record.target_modules,
+        size_bytes=record.size_bytes,
+        active_leases=record.active_leases,
+        revision=record.revision,
+    )
+    message.create_time.FromDatetime(record.created)
+    message.update_time.FromDatetime(record.updated)
+    if record.failure is not None:
+        message.failure.reason = record.failure.reason
+        message.failure.message = record.failure.message
+    return message
+
+
+def read_seconds(duration: Duration) -> float:
+    """A duration in seconds."""
+    return duration.seconds + duration.nanos / 1e9

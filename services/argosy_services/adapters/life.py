@@ -1,0 +1,116 @@
+"""What the task that follows one adapter shares with the calls that steer it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from argosy_services.adapters.registry import Adapter
+from argosy_services.adapters.sources import SourceDirectory
+from argosy_services.engine.base import Engine
+
+
+class Leaving(Exception):  # noqa: N818 - not a failure
+    """The adapter was unloaded before it was ready."""
+
+
+class Life:
+    """One adapter on its way. Lives on the event loop's thread, `cancelled` apart.
+
+    `cancelled` tells threads that work for the adapter to stop. `copy` is where its files were copied to, `in_engine`
+    whether an engine holds it: what must be freed in the end.
+    """
+
+    def __init__(self, adapter: Adapter, engine: Engine, source: SourceDirectory) -> None:
+        self.adapter = adapter
+        self.engine = engine
+        self.source = source
+        self.accepted = time.monotonic()
+        self.cancelled = threading.Event()
+        self.task: asyncio.Task[None] | None = None
+        self.copy: Path | None = None
+        self.in_engine = False
+        self._leave_by: float | None = None
+        self._has_turn = False
+        self._changed = asyncio.Event()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it was told to leave."""
+        return self._leave_by is not None
+
+    def leave(self, drain_s: float) -> None:
+        """Has it leave within `drain_s` seconds. Of several deadlines the earliest counts."""
+        deadline = time.monotonic() + drain_s
+        self._leave_by = deadline if self._leave_by is None else min(self._leave_by, deadline)
+        self.cancelled.set()
+        self._changed.set()
+
+    def give_turn(self) -> None:
+        """Lets it be loaded now."""
+        self._has_turn = True
+        self._changed.set()
+
+    def lease_ended(self) -> None:
+        """Somebody stopped using it."""
+        self._changed.set()
+
+    def check_wanted(self) -> None:
+        """Raises Leaving once it must leave."""
+        if self.leaving:
+            raise Leaving
+
+    async def until_turn(self) -> None:
+        """Waits until it may be loaded. Raises Leaving."""
+        self.check_wanted()
+        while not self._has_turn:
+            await self._change(None)
+            self.check_wanted()
+
+    async def until_leaving(self) -> None:
+        """Waits until it must leave."""
+        while not self.leaving:
+            await self._change(None)
+
+    async def until_unused(self, grace_s: float = 0.0) -> bool:
+        """Waits until nobody uses it. False: its time to leave, and `grace_s` seconds after it, came first."""
+        while self.adapter.tickets:
+            if not await self._change((self._leave_by or 0.0) + grace_s - time.monotonic()):
+                return not self.adapter.tickets
+        return True
+
+    async def _change(self, timeout_s: float | None) -> bool:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Line:
+    """Lives that wait to be loaded; the first `at_once` of them have their turn."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._lives: list[Life] = []
+
+    @contextmanager
+    def place(self, life: Life) -> Iterator[None]:
+        """A place in the line for the length of a `with` block."""
+        self._lives.append(life)
+        self._give_turns()
+        try:
+            yield
+        finally:
+            self._lives.remove(life)
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        for life in self._lives[: self._at_once]:
+            life.give_turn()

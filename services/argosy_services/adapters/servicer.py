@@ -1,0 +1,75 @@
+"""AdaptersService of the schema."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from argosy.api.adapters.v1 import adapters_service_pb2 as pb
+
+from argosy_services.adapters.convert import read_seconds, write_adapter
+from argosy_services.adapters.service import DEFAULT_DRAIN_S, AdaptersService
+from argosy_services.adapters.types import AdapterRecord
+from argosy_services.errors import invalid_field
+from argosy_services.rpc import validate
+from argosy_services.rpc.auth import Authenticator
+from argosy_services.rpc.context import Call
+from argosy_services.rpc.endpoint import stream, unary
+from argosy_services.rpc.gate import Gate
+from argosy_services.rpc.paging import page
+
+_MAX_NAMES = 1_000
+
+
+class AdaptersServicer:
+    """Reads requests, asks the service, writes responses."""
+
+    SERVICE = "argosy.api.adapters.v1.AdaptersService"
+
+    def __init__(self, service: AdaptersService, gate: Gate, auth: Authenticator) -> None:
+        self._service = service
+        self.gate = gate
+        self.auth = auth
+
+    @unary(pb.LoadAdapterResponse)
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, call: Call) -> pb.LoadAdapterResponse:
+        record = await self._service.load(request.name, request.source, request.base_model)
+        return pb.LoadAdapterResponse(adapter=write_adapter(record))
+
+    @unary(pb.UnloadAdapterResponse)
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, call: Call) -> pb.UnloadAdapterResponse:
+        given = request.HasField("drain_timeout")
+        record = self._service.unload(
+            _name(request.name), read_seconds(request.drain_timeout) if given else DEFAULT_DRAIN_S
+        )
+        return pb.UnloadAdapterResponse(adapter=write_adapter(record))
+
+    @unary(pb.ListAdaptersResponse)
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, call: Call) -> pb.ListAdaptersResponse:
+        records, token = page(
+            self._service.records(), lambda record: record.name, size=request.page_size, token=request.page_token
+        )
+        return pb.ListAdaptersResponse(adapters=map(write_adapter, records), next_page_token=token)
+
+    @unary(pb.GetAdapterResponse)
+    async def GetAdapter(self, request: pb.GetAdapterRequest, call: Call) -> pb.GetAdapterResponse:
+        return pb.GetAdapterResponse(adapter=write_adapter(self._service.get(_name(request.name))))
+
+    @stream(pb.WatchAdaptersResponse, watch=True)
+    async def WatchAdapters(
+        self, request: pb.WatchAdaptersRequest, call: Call
+    ) -> AsyncIterator[pb.WatchAdaptersResponse]:
+        if request.names:
+            validate.count("names", len(request.names), limit=_MAX_NAMES)
+        async with aclosing(self._service.watch(request.names, until_settled=request.until_settled)) as events:
+            async for event in events:
+                if isinstance(event, AdapterRecord):
+                    yield pb.WatchAdaptersResponse(adapter=write_adapter(event))
+                else:
+                    yield pb.WatchAdaptersResponse(snapshot_complete=pb.SnapshotComplete(revision=event.revision))
+
+
+def _name(name: str) -> str:
+    if not name:
+        raise invalid_field("name", "is required", limit="the name of an adapter", value=name)
+    return name
