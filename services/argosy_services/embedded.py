@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -227,37 +228,37 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> str:
     address = _join(settings.host, settings.port)
     credentials = _credentials(settings.tls_certificate, settings.tls_key)
     try:
+        # Asked first, because gRPC does not say why it could not.
+        _try_to_bind(settings.host, settings.port)
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-    except RuntimeError as error:
-        problem = _why_not(settings.host, settings.port) or (
-            "the TLS certificate or key is not valid PEM" if credentials else str(error)
-        )
+    except (OSError, RuntimeError) as error:
         raise StartupError(
-            f"cannot listen on {address}: {problem}; end the server that runs there, or set ARGOSY_HOST or ARGOSY_PORT"
+            f"cannot listen on {address}: {getattr(error, 'strerror', error)}; end the server that runs there, or set "
+            "ARGOSY_HOST or ARGOSY_PORT"
         ) from error
     return _join(settings.host, port)
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    if host.startswith("unix:"):
+        return
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
 
 
 def _credentials(certificate: Path | None, key: Path | None) -> grpc.ServerCredentials | None:
     if certificate is None or key is None:
         return None
     try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
         return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
-    except OSError as error:
+    except (OSError, ssl.SSLError) as error:
         raise StartupError(
-            f"cannot read {error.filename}: {error.strerror}; correct ARGOSY_TLS_CERTIFICATE and ARGOSY_TLS_KEY"
+            f"cannot use {certificate} and {key} for TLS: {error.strerror}; name a PEM certificate and its unencrypted "
+            "key with ARGOSY_TLS_CERTIFICATE and ARGOSY_TLS_KEY"
         ) from error
-
-
-def _why_not(host: str, port: int) -> str | None:
-    """The operating system's words for why a port cannot be had; None where it can."""
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.bind(address)
-    except OSError as error:
-        return error.strerror
-    return None
 
 
 def _serve_metrics(host: str, port: int) -> tuple[int, Callable[[], None]]:

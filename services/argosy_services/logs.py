@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -17,12 +16,7 @@ _QUIET = ("asyncio", "filelock", "httpcore", "httpx", "huggingface_hub", "urllib
 
 
 def configure(level: Literal["debug", "info", "warning", "error"], form: Literal["json", "console"]) -> None:
-    """Sets up structlog and the standard library's logging. Lines made within a call carry its `request_id`.
-
-    Call it before the first gRPC object is made: the C core, which writes to standard error by itself, is told to be
-    quiet unless GRPC_VERBOSITY asks for its words. What it would say reaches the caller as an exception anyway.
-    """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    """Sets up structlog and the standard library's logging. Lines made within a call carry its `request_id`."""
     common: Sequence[Processor] = (
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
