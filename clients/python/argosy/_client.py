@@ -79,9 +79,10 @@ class Client:
 
     def health(self, area: str, *, timeout: float | None = None) -> Health:
         """What an area's service says about itself."""
+        caller = self._caller(_health.check_area(area))
         check = self._channel.unary_unary(_health.METHOD, _health.serialize, _health.deserialize)
         try:
-            return self._caller(area).unary(check, area, timeout=timeout or _health.TIMEOUT, request_id=None)
+            return caller.unary(check, area, timeout=timeout or _health.TIMEOUT, request_id=None)
         except NotFoundError:
             return Health.NOT_FOUND
 

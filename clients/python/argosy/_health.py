@@ -31,6 +31,13 @@ class Health(enum.StrEnum):
 _STATES = {1: Health.SERVING, 2: Health.NOT_SERVING, 3: Health.NOT_FOUND}
 
 
+def check_area(area: str) -> str:
+    """Raises ValueError for what is no area."""
+    if area not in AREAS:
+        raise ValueError(f"area must be one of {', '.join(AREAS)} (given: {area!r})")
+    return area
+
+
 def serialize(area: str) -> bytes:
     """A HealthCheckRequest for an area's service."""
     return StringValue(value=f"argosy.api.{area}.v1.{area.capitalize()}Service").SerializeToString()

@@ -96,7 +96,7 @@ request that gives either."""
 class ScriptedServer:
     """Serves every RPC of the schema. `answers` holds what each method answers, `failures` what it says before that."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, credentials: grpc.ServerCredentials | None = None) -> None:
         self.answers: dict[str, Answer] = {}
         self.failures: dict[str, list[Failure]] = {}
         self.delays: dict[str, float] = {}
@@ -106,7 +106,11 @@ class ScriptedServer:
         self._pool = ThreadPoolExecutor(16)
         self._server = grpc.server(self._pool)
         self._server.add_generic_rpc_handlers((_Handler(self),))
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        if credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
 
     @property
     def address(self) -> str:

@@ -42,7 +42,9 @@ def embeddings(message: rpc.EmbedResponse, expected: int) -> Embeddings:
     """The vectors of `expected` texts, in one block however they travelled."""
     values = array("f")
     if message.packed:
-        values.frombytes(message.packed[: len(message.packed) // 4 * 4])
+        if len(message.packed) % values.itemsize:
+            raise ProtocolError(f"the server sent {len(message.packed)} bytes, which are no whole float32 values")
+        values.frombytes(message.packed)
         if sys.byteorder == "big":
             values.byteswap()
     else:
