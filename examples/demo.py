@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import argosy
 from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 
+import argosy
 from argosy_services.settings import Settings
 
 console = Console(highlight=False, soft_wrap=True)

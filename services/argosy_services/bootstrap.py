@@ -10,7 +10,6 @@ from argosy.api.agents.v1.agents_service_pb2_grpc import add_AgentsServiceServic
 from argosy.api.embeddings.v1.embeddings_service_pb2_grpc import add_EmbeddingsServiceServicer_to_server
 from argosy.api.generation.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 from argosy.api.tokenization.v1.tokenization_service_pb2_grpc import add_TokenizationServiceServicer_to_server
-
 from argosy_services import metrics
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.servicer import AdaptersServicer

