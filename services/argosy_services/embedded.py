@@ -16,14 +16,15 @@ from typing import Any, Protocol
 
 import grpc
 import structlog
-from argosy._version import __version__
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from argosy._version import __version__
 from argosy_services import logs, metrics
 from argosy_services.errors import ArgosyError
 from argosy_services.health import Health
+from argosy_services.models.errors import ModelStoreError
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import SERVICES, MethodTable
 from argosy_services.rpc.gate import Gate
@@ -217,6 +218,7 @@ def _make_server(max_message_bytes: int) -> grpc.aio.Server:
             # Finds clients that vanished without a word, so that their sequences are freed.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.max_pings_without_data", 0),
             # Lets clients do the same; the default takes more than two pings in five minutes for an attack.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -279,11 +281,13 @@ def _serve_metrics(host: str, port: int) -> tuple[int, Callable[[], None]]:
 
 
 def _load_failure(error: Exception) -> StartupError:
-    if isinstance(error, ArgosyError):
-        return StartupError(f"cannot load the models: {error.message}")
+    if isinstance(error, ArgosyError | ModelStoreError):
+        return StartupError(f"cannot load the models: {error}")
+    if isinstance(error, ImportError):
+        return StartupError(f"packages are missing: {error}; install them with `pip install 'argosy[services]'`")
     return StartupError(
-        f"cannot load the models: {type(error).__name__}: {error}; check their files with `argosy models verify`; "
-        "ARGOSY_LOG_LEVEL=debug shows where it happened"
+        f"cannot load the models: {type(error).__name__}: {error}; check their files with `argosy models verify` or "
+        "choose other ones; ARGOSY_LOG_LEVEL=debug shows where it happened"
     )
 
 

@@ -11,15 +11,15 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
 from argosy.api.adapters.v1 import adapters_service_pb2
 from argosy.api.agents.v1 import agents_service_pb2
 from argosy.api.embeddings.v1 import embeddings_service_pb2
 from argosy.api.generation.v1 import generation_service_pb2
 from argosy.api.tokenization.v1 import tokenization_service_pb2
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
-
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from argosy.api.adapters.v1 import adapters_service_pb2 as adapters_pb
 from argosy.api.agents.v1 import agents_service_pb2 as agents_pb
 from argosy.api.embeddings.v1 import embeddings_service_pb2 as embeddings_pb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call

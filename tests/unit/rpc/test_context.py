@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
 from argosy_services.rpc.context import Call, open_call
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from structlog.testing import capture_logs
+
 from argosy.api.agents.v1 import agents_service_pb2 as agents_pb
 from argosy_services import metrics
 from argosy_services.errors import ArgosyError, Reason, invalid_field
 from argosy_services.rpc.status import DETAILS_KEY
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
-from structlog.testing import capture_logs
 
 from .conftest import ScriptedServicer, Wire
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc.gate import Gate, Phase
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from argosy_services.errors import ArgosyError
-from argosy_services.rpc import paging
 from hypothesis import given
 from hypothesis import strategies as st
+
+from argosy_services.errors import ArgosyError
+from argosy_services.rpc import paging
 
 names = st.lists(st.text(min_size=1, max_size=5), unique=True, max_size=30)
 

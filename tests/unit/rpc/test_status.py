@@ -7,10 +7,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+
 from argosy.api.common.v1 import errors_pb2
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc import status
-from google.rpc import error_details_pb2
 
 PROTO = Path(__file__).parents[3] / "protos/argosy/api/common/v1/errors.proto"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from argosy_services.errors import ArgosyError, Reason
-from argosy_services.rpc import validate
 from hypothesis import given
 from hypothesis import strategies as st
+
+from argosy_services.errors import ArgosyError, Reason
+from argosy_services.rpc import validate
 
 
 @pytest.mark.parametrize("value", [-0.1, 2.1, math.nan, math.inf, -math.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from argosy_services.settings import Settings
 
 from .small_fleet import SmallFleet

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from argosy.api.adapters.v1 import adapters_service_pb2 as adapters_pb
 from argosy.api.embeddings.v1 import embeddings_service_pb2 as pb
 from argosy_services.embedded import serve

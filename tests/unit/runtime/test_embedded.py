@@ -13,6 +13,10 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
 from argosy.api.adapters.v1 import adapters_service_pb2 as adapters_pb
 from argosy.api.adapters.v1 import adapters_service_pb2_grpc as adapters_grpc
 from argosy.api.agents.v1 import agents_service_pb2 as agents_pb
@@ -21,13 +25,11 @@ from argosy.api.embeddings.v1 import embeddings_service_pb2 as pb
 from argosy.api.embeddings.v1 import embeddings_service_pb2_grpc as pb_grpc
 from argosy_services.embedded import EmbeddedServer, StartupError
 from argosy_services.errors import ArgosyError, Reason
+from argosy_services.models.errors import DamagedModelError
 from argosy_services.rpc.dispatch import SERVICES
 from argosy_services.rpc.status import DETAILS_KEY
 from argosy_services.settings import Settings
 from argosy_services.testing import run_test_server, run_test_server_in_thread
-from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from .small_fleet import SmallFleet
 
@@ -232,6 +234,11 @@ async def test_a_taken_port_is_a_clear_error(settings: Settings, fleet: SmallFle
             ArgosyError(Reason.MODEL_NOT_FOUND, "no model 'x'; fetch it with `argosy models pull x`"),
             "cannot load the models: no model 'x'; fetch it with `argosy models pull x`",
         ),
+        (
+            DamagedModelError("file x is missing; fetch it again with `argosy models pull x`"),
+            "cannot load the models: file x is missing; fetch it again with `argosy models pull x`",
+        ),
+        (ModuleNotFoundError("No module named 'torch'"), "install them with `pip install 'argosy[services]'`"),
         (ValueError("header too large"), "ValueError: header too large; check their files with `argosy models verify`"),
     ],
 )

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from argosy_services.health import Health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from argosy_services.health import Health
 
 Status = health_pb2.HealthCheckResponse
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from argosy.api.embeddings.v1 import embeddings_service_pb2 as pb
 from argosy.api.embeddings.v1 import embeddings_service_pb2_grpc as pb_grpc
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from argosy_services.settings import Settings, is_loopback
 from pydantic import SecretStr, ValidationError
+
+from argosy_services.settings import Settings, is_loopback
 
 KEY = "correct-horse-battery"
 

@@ -1,0 +1,98 @@
+# What people and CI do with this repository. `make` lists it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SILENT: $(VENV)/.torch $(VENV)/.demo $(VENV)/.dev protos-check
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# Point it at a wheel of your choice, for instance one without CUDA, which saves some 3 GB.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help
+help: ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+.PHONY: demo
+demo: $(VENV)/.demo ## See the whole fleet at work on this machine
+	$(BIN)/python examples/demo.py
+
+.PHONY: install
+install: $(VENV)/.dev ## Make the environment for development in .venv
+
+.PHONY: test
+test: $(VENV)/.dev ## Run the tests
+	$(BIN)/pytest
+
+.PHONY: check
+check: lint types protos-check docs-check sdk-check test ## Do everything that CI does
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Check form, imports between layers, and protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+
+.PHONY: format
+format: $(VENV)/.dev ## Bring code and protos into form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write protos
+
+.PHONY: types
+types: $(VENV)/.dev ## Check types
+	$(BIN)/pyright
+
+.PHONY: protos
+protos: $(VENV)/.dev ## Generate the Python stubs from protos/
+	scripts/generate_stubs.sh clients/python
+
+.PHONY: protos-check
+protos-check: $(VENV)/.dev ## Check that the committed stubs are those of protos/
+	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT
+	scripts/generate_stubs.sh "$$fresh"
+	diff -r --brief --exclude=__pycache__ "$$fresh/argosy/api" clients/python/argosy/api \
+	  || { echo "the stubs are not those of protos/: run 'make protos'" >&2; exit 1; }
+
+.PHONY: docs
+docs: $(VENV)/.dev ## Generate docs/errors.md and docs/metrics.md
+	$(BIN)/python scripts/generate_docs.py
+
+.PHONY: docs-check
+docs-check: $(VENV)/.dev ## Check that the generated pages are up to date
+	$(BIN)/python scripts/generate_docs.py --check
+
+.PHONY: sdk-check
+sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, fast, old dependencies
+	$(BIN)/python scripts/check_sdk_only.py
+
+.PHONY: clean
+clean: ## Remove the environment and everything else that was made here
+	rm -rf $(VENV) .demo demo-server.log .import_linter_cache build dist
+	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache -o -name .hypothesis | xargs rm -rf
+
+# Torch first and held in place: whichever build it is, no other requirement may replace it by another one.
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	echo "installing $(TORCH)"
+	$(PIP) install '$(TORCH)'
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	echo "installing Argosy's servers"
+	$(PIP) install --constraint $(VENV)/.torch --editable '.[services,train]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	echo "installing Argosy's servers and development tools"
+	$(PIP) install --constraint $(VENV)/.torch --editable '.[dev]'
+	touch $(VENV)/.demo $@
