@@ -47,12 +47,9 @@ class EngineBridge:
         """Submits a sequence whose outputs go to `run`. Raises what `Engine.submit` raises, and STARTING."""
         if self._loop is None:
             raise ArgosyError(Reason.STARTING, "the engine has not been started; retry soon", retry_after_s=1.0)
+        self.engine.submit(request)
+        # In time: outputs are shared out by this thread, and not before it returns to the event loop.
         self._runs[request.id] = run
-        try:
-            self.engine.submit(request)
-        except ArgosyError:
-            del self._runs[request.id]
-            raise
 
     def cancel(self, request_id: str) -> None:
         """Ends a sequence; nothing more of it is delivered. An id that is not running is ignored."""
@@ -62,13 +59,13 @@ class EngineBridge:
     def _on_step(self, outputs: list[StepOutput]) -> None:
         """Runs on the engine's thread."""
         loop = self._loop
-        if loop is None or loop.is_closed():
+        if loop is None:
             return
         try:
             loop.call_soon_threadsafe(self._distribute, outputs, time.monotonic())
         except RuntimeError:
-            # The loop was closed between the two lines: nobody is left to read.
-            log.warning("outputs after the end of the event loop", model=self._model, outputs=len(outputs))
+            log.warning("the event loop was closed before the engine", model=self._model)
+            self._loop = None
 
     def _distribute(self, outputs: list[StepOutput], now: float) -> None:
         for output in outputs:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from argosy.api.common.v1 import usage_pb2
-from argosy.api.generation.v1 import generation_pb2, generation_service_pb2, model_pb2
 from google.protobuf.duration_pb2 import Duration
 
+from argosy.api.common.v1 import usage_pb2
+from argosy.api.generation.v1 import generation_pb2, generation_service_pb2, model_pb2
 from argosy_services.engine.base import Grammar, GrammarKind, TokenLogprobs
 from argosy_services.errors import invalid_field
 from argosy_services.generation.types import (

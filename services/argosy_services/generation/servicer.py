@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from argosy.api.generation.v1 import generation_service_pb2 as pb
-
 from argosy_services.generation import convert
 from argosy_services.generation.service import GenerationService
 from argosy_services.rpc.auth import Authenticator

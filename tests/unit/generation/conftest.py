@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import pytest
+
 from argosy_services.engine.base import EngineInfo, Request
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.models.types import LocalModel

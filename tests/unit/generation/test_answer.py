@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from argosy_services.engine.base import Finish, StepOutput
 from argosy_services.generation.answer import ChoiceWriter
 from argosy_services.generation.types import ChoiceFinished, FinishReason
 from argosy_services.tokenization.backend import Tokenizer
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from .conftest import EOS
 from .scripted import logprob_of

@@ -9,10 +9,11 @@ import time
 from contextlib import suppress
 
 import pytest
+from prometheus_client import REGISTRY
+
 from argosy_services.engine.base import Request, StepOutput
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.bridge import EngineBridge, Run
-from prometheus_client import REGISTRY
 
 from .conftest import engine_info, eventually
 from .scripted import Script, ScriptedEngine

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
+
 from argosy_services.agents.local_model import LocalChatModel
 from argosy_services.agents.ports import ChatModel, Chunk, Completion
 from argosy_services.engine.base import Grammar, GrammarKind

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import pytest
+
 from argosy.api.generation.v1 import generation_pb2
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation import options

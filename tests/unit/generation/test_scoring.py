@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+
 from argosy_services.engine.base import Request
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.types import ScoreItem, ScoreSpec, Usage

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
+
 from argosy_services.engine.base import Grammar, GrammarKind
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.service import GenerationService

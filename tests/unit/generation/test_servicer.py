@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+
 from argosy.api.common.v1 import chat_pb2, usage_pb2
 from argosy.api.generation.v1 import generation_pb2, generation_service_pb2, generation_service_pb2_grpc
 from argosy_services.engine.base import Request
@@ -16,7 +18,6 @@ from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import MethodTable
 from argosy_services.rpc.gate import Gate
-from google.rpc import error_details_pb2, status_pb2
 
 from .conftest import EOS, Stage, eventually
 from .scripted import Script, logprob_of

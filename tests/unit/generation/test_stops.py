@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from argosy_services.generation.stops import StopMatcher
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from argosy_services.generation.stops import StopMatcher
 
 ALPHABET = "ab🙂"
 texts = st.lists(st.text(ALPHABET, max_size=4), max_size=12)

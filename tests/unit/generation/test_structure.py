@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
+
 from argosy_services.engine.base import Grammar, GrammarKind
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.structure import MAX_OPTIONS, MAX_SOURCE_BYTES, field_of, grammar_of
 from argosy_services.generation.types import TextChoice
 from argosy_services.tokenization.backend import Tokenizer
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
 
 NASTY = (
     "yes",
