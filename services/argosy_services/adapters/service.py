@@ -24,7 +24,7 @@ from argosy_services.adapters.registry import Adapter, AdapterRegistry, failure_
 from argosy_services.adapters.sources import AdapterSources, FetchCancelled
 from argosy_services.adapters.types import FINAL, AdapterRecord, AdapterState, Failure
 from argosy_services.adapters.watch import WatchEvent, watch
-from argosy_services.engine.base import Engine
+from argosy_services.engine.base import AdapterWeights, Engine
 from argosy_services.errors import ArgosyError, Reason, invalid_field, model_not_found
 from argosy_services.generation.ports import Lease
 
@@ -204,11 +204,19 @@ class AdaptersService:
             life.check_wanted()
             about = {"version": weights.version, "rank": weights.rank, "target_modules": weights.target_modules}
             self._move(life, AdapterState.LOADING, **about)
-            await _in_engine(life.engine.load_adapter(life.adapter.key, weights))
-            life.in_engine = True
+            await self._put_in(life, weights)
             life.check_wanted()
         self._move(life, AdapterState.READY, size_bytes=weights.size_bytes)
         metrics.ADAPTER_LOAD_SECONDS.observe(time.monotonic() - life.accepted)
+
+    async def _put_in(self, life: Life, weights: AdapterWeights) -> None:
+        # Only an ArgosyError says that the engine did not take it; after any other one it is taken out again.
+        life.in_engine = True
+        try:
+            await _in_engine(life.engine.load_adapter(life.adapter.key, weights))
+        except ArgosyError:
+            life.in_engine = False
+            raise
 
     async def _drain(self, life: Life) -> None:
         if await life.until_unused():

@@ -1,14 +1,21 @@
-"""Small adapters on disk."""
+"""Small adapters on disk, and an engine whose steps a test can hold open."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from argosy_services import metrics
+from argosy_services.adapters.service import AdaptersService
+from argosy_services.adapters.types import AdapterState
+from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (8, 8),
@@ -54,3 +61,101 @@ def write_adapter(tmp_path: Path) -> Writer:
         return directory
 
     return write
+
+
+class ScriptedEngine:
+    """The adapter methods of an engine. Reading is real; each step can be held open or made to fail.
+
+    `calls` are the operations in their order, `inside` the adapters that it holds by key.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.inside: dict[str, LoraWeights] = {}
+        self.may_read = threading.Event()
+        self.may_read.set()
+        self.read_error: Exception | None = None
+        self.load_error: Exception | None = None
+        self.unload_error: Exception | None = None
+        self.taken_though_failed = False
+        self.holding = False
+        self.held: list[Callable[[], None]] = []
+
+    def read_adapter(self, directory: Path) -> LoraWeights:
+        self.calls.append(("read", ""))
+        if not self.may_read.wait(20):
+            raise TimeoutError("the test never let the engine read")
+        if self.read_error:
+            raise self.read_error
+        return read_peft_adapter(directory, shapes=SHAPES, max_rank=4, dtype=torch.float32, base_model="small")
+
+    def load_adapter(self, key: str, weights: LoraWeights) -> Future[None]:
+        self.calls.append(("load", key))
+
+        def put() -> None:
+            if self.load_error is None or self.taken_though_failed:
+                self.inside[key] = weights
+
+        return self._step(put, self.load_error)
+
+    def unload_adapter(self, key: str) -> Future[None]:
+        self.calls.append(("unload", key))
+        return self._step(lambda: self.inside.pop(key), self.unload_error)
+
+    def release(self) -> None:
+        """Does the steps that were held back."""
+        self.holding = False
+        while self.held:
+            self.held.pop(0)()
+
+    def _step(self, action: Callable[[], object], error: Exception | None) -> Future[None]:
+        future: Future[None] = Future()
+
+        def run() -> None:
+            action()
+            if error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        if self.holding:
+            self.held.append(run)
+        else:
+            # From another thread, as a real engine does.
+            threading.Thread(target=run).start()
+        return future
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+def adapters_by_state() -> dict[str, float]:
+    return {state.value: metrics.ADAPTERS.labels(state=state.value)._value.get() for state in AdapterState}
+
+
+@pytest.fixture
+def nothing_leaks(tmp_path: Path, engine: ScriptedEngine) -> Iterator[None]:
+    """Fails a test that leaves a file, a lease or a count behind."""
+    before, leases = adapters_by_state(), metrics.ADAPTER_LEASES._value.get()
+    yield
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert adapters_by_state() == before
+    assert metrics.ADAPTER_LEASES._value.get() == leases
+
+
+@pytest.fixture
+async def service(tmp_path: Path, engine: ScriptedEngine, nothing_leaks: None) -> AsyncIterator[AdaptersService]:
+    """Accepts adapters below the test's directory, for models "small" (the default) and "other"."""
+    service = AdaptersService(
+        {"small": engine, "other": engine},  # type: ignore[dict-item]
+        roots=[tmp_path],
+        max_size_bytes=100_000,
+        cache_dir=tmp_path / "cache",
+    )
+    service.start()
+    yield service
+    engine.may_read.set()
+    engine.release()
+    await service.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from argosy_services.engine.torch_engine.lora.patterns import PatternError, PatternTable
 
 PATHS = [

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
-from argosy_services.errors import ArgosyError, Reason
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
+from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
+from argosy_services.errors import ArgosyError, Reason
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
