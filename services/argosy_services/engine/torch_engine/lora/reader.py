@@ -164,8 +164,8 @@ def _check_shapes(
     out_features, in_features = shapes[path]
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
         raise invalid(
-            f"layer {path}: by the configuration A is [{rank}, {in_features}] and B [{out_features}, {rank}], "
-            f"given: A {list(a.shape)}, B {list(b.shape)}"
+            f"layer {path} has the wrong shape: by the configuration A is [{rank}, {in_features}] "
+            f"and B [{out_features}, {rank}], given: A {list(a.shape)}, B {list(b.shape)}"
         )
     given = (b.shape[0], a.shape[1])
     if given != (out_features, in_features):
@@ -182,6 +182,7 @@ def _load(path: str, a: torch.Tensor, b: torch.Tensor, scaling: float, dtype: to
     for factor, tensor in (("A", pair.a), ("B", pair.b)):
         if not torch.isfinite(tensor).all():
             raise invalid(
-                f"layer {path}: lora_{factor} holds NaN or infinity, or leaves the range of {dtype} once scaled"
+                f"layer {path}: lora_{factor} is not finite; it holds NaN or infinity, "
+                f"or leaves the range of {dtype} when scaled"
             )
     return pair
