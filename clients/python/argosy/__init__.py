@@ -9,7 +9,7 @@ print(client.generation.generate("The capital of France is", max_tokens=8).text)
 from argosy._async_client import AsyncClient
 from argosy._client import Client
 from argosy._config import RetryPolicy
-from argosy._health import Health
+from argosy._health import AREAS, Health
 from argosy._version import __version__
 from argosy.adapters import AdapterWatch, AsyncAdapterWatch
 from argosy.agents import AgentRun, AsyncAgentRun
@@ -104,6 +104,7 @@ from argosy.types import (
 )
 
 __all__ = [
+    "AREAS",
     "AbortedError",
     "Adapter",
     "AdapterEvent",

@@ -11,7 +11,7 @@ from argosy._config import Config, Tls
 from argosy._version import __version__
 
 MAX_MESSAGE_BYTES = 64 << 20
-# Servers must allow pings this often: C-core closes the connection of a client that pings faster (too_many_pings).
+# The servers allow a ping every 5 s; C-core closes the connection of a client that pings faster (too_many_pings).
 KEEPALIVE_TIME_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 RECONNECT_FIRST_MS = 100

@@ -98,8 +98,10 @@ def to_error(status: RpcStatus, *, address: str, request_id: str) -> ArgosyError
     message = status.details() or f"the call failed with {code.name}"
     trailers = dict(status.trailing_metadata() or ())
     if code is grpc.StatusCode.UNAVAILABLE and message.startswith(_NEVER_CONNECTED):
+        why = message.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
         return errors.ConnectError(
-            f"no connection to {address}: {message}; is the server running (`argosy serve`)?", request_id=request_id
+            f"no connection to {address} ({why}): start a server with `argosy serve`, or set ARGOSY_ADDRESS",
+            request_id=request_id,
         )
     details = _read_details(trailers.get(_DETAILS_KEY))
     return error_class(code, details.info.reason)(

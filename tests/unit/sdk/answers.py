@@ -6,14 +6,15 @@ import hashlib
 import struct
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from argosy.api.adapters.v1 import adapter_pb2, adapters_service_pb2
 from argosy.api.agents.v1 import agent_pb2, agents_service_pb2
 from argosy.api.common.v1 import usage_pb2
 from argosy.api.embeddings.v1 import embedding_model_pb2, embeddings_service_pb2
 from argosy.api.generation.v1 import generation_pb2, generation_service_pb2, model_pb2
 from argosy.api.tokenization.v1 import tokenization_service_pb2, tokenizer_pb2
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 FINGERPRINT = "f" * 64
 USAGE = usage_pb2.Usage(prompt_tokens=5, cached_tokens=2, completion_tokens=3)

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
-import argosy
 import pytest
 import pytest_asyncio
-
 from tests.unit.sdk import answers
 from tests.unit.sdk.scripted import ScriptedServer
+
+import argosy
 
 QUICK = argosy.RetryPolicy(max_attempts=3, initial_backoff=0.01, max_backoff=0.02)
 

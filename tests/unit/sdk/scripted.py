@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf import any_pb2, message_factory
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+from google.rpc import error_details_pb2, status_pb2
+
 from argosy.api.adapters.v1 import adapters_service_pb2
 from argosy.api.agents.v1 import agents_service_pb2
 from argosy.api.embeddings.v1 import embeddings_service_pb2
 from argosy.api.generation.v1 import generation_service_pb2
 from argosy.api.tokenization.v1 import tokenization_service_pb2
-from google.protobuf import any_pb2, message_factory
-from google.protobuf.message import Message
-from google.protobuf.wrappers_pb2 import Int32Value, StringValue
-from google.rpc import error_details_pb2, status_pb2
 
 SERVICES = [
     module.DESCRIPTOR.services_by_name[f"{area}Service"]

@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import argosy
 import numpy as np
 import pytest
+from tests.unit.sdk import answers
+from tests.unit.sdk.conftest import Face
+from tests.unit.sdk.scripted import ScriptedServer
+
+import argosy
 from argosy.api.adapters.v1 import adapters_service_pb2
 from argosy.api.agents.v1 import agents_service_pb2
 from argosy.api.embeddings.v1 import embeddings_service_pb2
 from argosy.api.tokenization.v1 import tokenization_service_pb2
-
-from tests.unit.sdk import answers
-from tests.unit.sdk.conftest import Face
-from tests.unit.sdk.scripted import ScriptedServer
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 

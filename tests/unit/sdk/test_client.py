@@ -10,14 +10,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import argosy
 import grpc
 import pytest
-from argosy._health import AREAS
-
 from tests.unit.sdk import answers
 from tests.unit.sdk.conftest import Face
 from tests.unit.sdk.scripted import ScriptedServer
+
+import argosy
+from argosy._health import AREAS
 
 USES = {
     "tokenization": lambda c: c.tokenization.encode("x"),
@@ -116,7 +116,9 @@ async def test_tls_with_roots_of_our_own(kind: Any, form: str, tmp_path: Path) -
         "req",
         "-x509",
         "-newkey",
-        "rsa:2048",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
         "-nodes",
         *subject,
         "-keyout",

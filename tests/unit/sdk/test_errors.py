@@ -7,17 +7,17 @@ import pickle
 import re
 from typing import Any
 
-import argosy
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.sdk.conftest import Face
+from tests.unit.sdk.scripted import Failure, ScriptedServer
+
+import argosy
 from argosy import errors
 from argosy._status import CLASS_OF_CODE, CLASS_OF_REASON, error_class, to_error
 from argosy.api.common.v1 import errors_pb2
-from hypothesis import given
-from hypothesis import strategies as st
-
-from tests.unit.sdk.conftest import Face
-from tests.unit.sdk.scripted import Failure, ScriptedServer
 
 CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 REASONS = {

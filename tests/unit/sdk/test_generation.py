@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import argosy
 import numpy as np
 import pytest
-from argosy._convert import generation as convert
-from argosy.api.common.v1 import chat_pb2
-from argosy.api.generation.v1 import generation_pb2
-
 from tests.unit.sdk import answers
 from tests.unit.sdk.conftest import Face
 from tests.unit.sdk.scripted import ScriptedServer
+
+import argosy
+from argosy._convert import generation as convert
+from argosy.api.common.v1 import chat_pb2
+from argosy.api.generation.v1 import generation_pb2
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 

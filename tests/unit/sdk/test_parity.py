@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import argosy
 import pytest
+
+import argosy
 from argosy import adapters, agents, embeddings, generation, tokenization
 from argosy._stream import AsyncStream, Stream
 

@@ -8,15 +8,15 @@ import socket
 import threading
 import time
 
-import argosy
 import grpc
 import pytest
-from argosy._call import CallPlan
-from argosy._config import Config
-
 from tests.unit.sdk import answers
 from tests.unit.sdk.conftest import Face
 from tests.unit.sdk.scripted import Failure, ScriptedServer
+
+import argosy
+from argosy._call import CallPlan
+from argosy._config import Config
 
 FULL = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_after=0.01)
 STARTING = Failure(grpc.StatusCode.UNAVAILABLE, "STARTING", retry_after=0.01)

@@ -9,13 +9,13 @@ import signal
 import threading
 from typing import Any
 
-import argosy
 import grpc
 import pytest
-
 from tests.unit.sdk import answers
 from tests.unit.sdk.conftest import Face
 from tests.unit.sdk.scripted import Failure, ScriptedServer
+
+import argosy
 
 # One piece of text, and then nothing for longer than any test waits.
 ENDLESS: list[Any] = [answers.started(), answers.delta("Once"), 30.0, answers.finished()]
