@@ -58,6 +58,7 @@ async def test_every_run_gets_its_own_outputs_in_their_order() -> None:
 
     await asyncio.gather(*(one(number) for number in range(60)))
     assert not engine.running
+    assert not bridge._runs
     bridge.close()
     assert engine.fault is None
 

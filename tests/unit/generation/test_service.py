@@ -70,8 +70,9 @@ async def test_a_stream_has_its_events_in_order(stage: Stage) -> None:
 
 
 async def test_the_whole_answer_is_that_of_the_stream(stage: Stage) -> None:
-    stage.says("first 🙂", "second", "third and last")
-    spec = replace(SPEC, options=Options(n=3, logprobs=1, stop=(" and",), seed=40))
+    stage.says("first 🙂 of three, and it ends last", "second", "third and last")
+    stage.scripts[1] = replace(stage.scripts[1], cached_tokens=2)
+    spec = replace(SPEC, options=Options(n=3, logprobs=1, stop=(" and last",), seed=40))
     events = await read(stage, spec)
     generation = await stage.service.generate(spec, request_id="req")
     assert [choice.finished.index for choice in generation.choices] == [0, 1, 2]
@@ -79,11 +80,12 @@ async def test_the_whole_answer_is_that_of_the_stream(stage: Stage) -> None:
         assert choice.text == text_of(events, index)
         assert choice.finished == finishes(events)[index]
         assert choice.logprobs == tuple(map(logprob_of, choice.token_ids))
-    assert [choice.text for choice in generation.choices] == ["first 🙂", "second", "third"]
-    assert generation.choices[2].finished == ChoiceFinished(2, STOP, stop_string=" and")
+    assert [choice.text for choice in generation.choices] == ["first 🙂 of three, and it ends last", "second", "third"]
+    assert generation.choices[2].finished == ChoiceFinished(2, STOP, stop_string=" and last")
     assert [request.sampling.seed for request in stage.engine.submitted] == [40, 41, 42] * 2
     assert generation.usage.completion_tokens == sum(len(choice.token_ids) for choice in generation.choices)
-    assert generation.usage.prompt_tokens == len(stage.tokenizer.encode(SPEC.prompt))
+    # What one of the choices had to compute was not cached.
+    assert (generation.usage.prompt_tokens, generation.usage.cached_tokens) == (len(stage.ids("Say something")), 0)
 
 
 async def test_timings_are_the_engines_and_ours(stage: Stage) -> None:
