@@ -195,5 +195,5 @@ def _adapter_left(adapter: str) -> ArgosyError:
         Reason.ADAPTER_NOT_READY,
         f"adapter '{adapter}' was unloaded while the request ran; load it again or leave it out",
         adapter=adapter,
-        state="DRAINING",
+        state="draining",
     )

@@ -377,7 +377,7 @@ class TestEnds:
         with pytest.raises(ArgosyError) as gone:
             await task
         assert gone.value.reason is Reason.ADAPTER_NOT_READY
-        assert gone.value.metadata == {"adapter": "pirate", "state": "DRAINING"}
+        assert gone.value.metadata == {"adapter": "pirate", "state": "draining"}
 
     async def test_one_choice_fails(self, stage: Stage) -> None:
         fault = ArgosyError(Reason.ENGINE_FAILED, "it broke")
