@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
+from argosy_services.models.store import ModelStore
 from argosy_services.models.types import LocalModel
-
-_INTERIM = os.environ.get("ARGOSY_TEST_MODELS")
+from argosy_services.settings import Settings
 
 
 def _model(name: str) -> LocalModel:
-    if _INTERIM:
-        return LocalModel(name=name, source="file://", path=Path(_INTERIM) / name, fingerprint="0" * 64, size_bytes=0)
-    from argosy_services.models.store import ModelStore
-    from argosy_services.settings import Settings
-
     return ModelStore(Settings().models_dir).pull(name)
 
 
