@@ -75,12 +75,12 @@ class AsyncClient:
         """Runs agents."""
         return AsyncAgentsClient(self._caller("agents"))
 
-    async def health(self, area: str, *, timeout: float | None = None) -> Health:
+    async def health(self, area: str, *, timeout: float = _health.TIMEOUT) -> Health:
         """What an area's service says about itself."""
         caller = self._caller(_health.check_area(area))
         check = self._channel.unary_unary(_health.METHOD, _health.serialize, _health.deserialize)
         try:
-            return await caller.unary(check, area, timeout=timeout or _health.TIMEOUT, request_id=None)
+            return await caller.unary(check, area, timeout=timeout, request_id=None)
         except NotFoundError:
             return Health.NOT_FOUND
 

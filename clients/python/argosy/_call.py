@@ -30,11 +30,11 @@ class Deadline:
         return math.inf if remaining is None else max(0.001, remaining)
 
 
-def default_timeout(config: Config, area: str, given: float | None) -> float:
-    """What the call says, else what the client says, else the area's default."""
+def choose_timeout(given: float | None, config: Config, default: float) -> float:
+    """What the call says, else what the client says, else the default."""
     if given is not None:
         return check_timeout(given)
-    return config.timeout if config.timeout is not None else DEFAULT_TIMEOUTS[area]
+    return default if config.timeout is None else config.timeout
 
 
 class CallPlan:
@@ -44,7 +44,7 @@ class CallPlan:
         self.request_id = make_request_id(request_id)
         self._config = config
         self._area = area
-        self._deadline = Deadline(default_timeout(config, area, timeout))
+        self._deadline = Deadline(choose_timeout(timeout, config, DEFAULT_TIMEOUTS[area]))
         self._failures = 0
 
     def attempt(self) -> tuple[float | None, Metadata]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from argosy._call import CallPlan, Deadline, default_timeout
+from argosy._call import CallPlan, Deadline, choose_timeout
 from argosy._config import Config
 
 T = TypeVar("T")
@@ -30,9 +30,9 @@ class _Area:
         """The plan of one call."""
         return CallPlan(self._config, self._area, timeout=timeout, request_id=request_id)
 
-    def deadline(self, timeout: float | None) -> Deadline:
+    def deadline(self, timeout: float | None, default: float) -> Deadline:
         """The end of a method that makes several calls."""
-        return Deadline(default_timeout(self._config, self._area, timeout))
+        return Deadline(choose_timeout(timeout, self._config, default))
 
 
 class Caller(_Area):

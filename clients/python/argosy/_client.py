@@ -77,12 +77,12 @@ class Client:
         """Runs agents."""
         return AgentsClient(self._caller("agents"))
 
-    def health(self, area: str, *, timeout: float | None = None) -> Health:
+    def health(self, area: str, *, timeout: float = _health.TIMEOUT) -> Health:
         """What an area's service says about itself."""
         caller = self._caller(_health.check_area(area))
         check = self._channel.unary_unary(_health.METHOD, _health.serialize, _health.deserialize)
         try:
-            return caller.unary(check, area, timeout=timeout or _health.TIMEOUT, request_id=None)
+            return caller.unary(check, area, timeout=timeout, request_id=None)
         except NotFoundError:
             return Health.NOT_FOUND
 

@@ -51,7 +51,7 @@ class AdaptersClient:
         AdapterSlotsFullError, ...); otherwise it returns as soon as the server has taken the order.
         """
         request = convert.load_request(name, source, base_model=base_model)
-        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT)
+        deadline = self._caller.deadline(timeout, _SETTLE_TIMEOUT)
         adapter = self._change(self._stub.LoadAdapter, request, deadline.timeout, request_id)
         if not wait:
             return adapter
@@ -70,7 +70,7 @@ class AdaptersClient:
         and are cancelled then. With `wait` it is out of the engine when this returns.
         """
         request = convert.unload_request(name, drain_timeout=drain_timeout)
-        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT + (drain_timeout or 0.0))
+        deadline = self._caller.deadline(timeout, _SETTLE_TIMEOUT + (drain_timeout or 0.0))
         adapter = self._change(self._stub.UnloadAdapter, request, deadline.timeout, request_id)
         return self._settled(adapter, deadline.timeout) if wait else adapter
 
@@ -103,7 +103,7 @@ class AdaptersClient:
         unloaded or failed. Without `timeout` a watch has no deadline.
         """
         request = rpc.WatchAdaptersRequest(names=names, until_settled=until_settled)
-        plan = self._caller.plan(timeout or math.inf, request_id)
+        plan = self._caller.plan(math.inf if timeout is None else timeout, request_id)
         return AdapterWatch(self._stub.WatchAdapters, request, plan, convert.WatchReader())
 
     def _change(self, method: Rpc, request: object, timeout: float, request_id: str | None) -> Adapter:
@@ -139,7 +139,7 @@ class AsyncAdaptersClient:
     ) -> Adapter:
         """See `AdaptersClient.load`."""
         request = convert.load_request(name, source, base_model=base_model)
-        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT)
+        deadline = self._caller.deadline(timeout, _SETTLE_TIMEOUT)
         adapter = await self._change(self._stub.LoadAdapter, request, deadline.timeout, request_id)
         if not wait:
             return adapter
@@ -156,7 +156,7 @@ class AsyncAdaptersClient:
     ) -> Adapter:
         """See `AdaptersClient.unload`."""
         request = convert.unload_request(name, drain_timeout=drain_timeout)
-        deadline = self._caller.deadline(timeout or _SETTLE_TIMEOUT + (drain_timeout or 0.0))
+        deadline = self._caller.deadline(timeout, _SETTLE_TIMEOUT + (drain_timeout or 0.0))
         adapter = await self._change(self._stub.UnloadAdapter, request, deadline.timeout, request_id)
         return await self._settled(adapter, deadline.timeout) if wait else adapter
 
@@ -187,7 +187,7 @@ class AsyncAdaptersClient:
     ) -> AsyncAdapterWatch:
         """See `AdaptersClient.watch`; not awaited."""
         request = rpc.WatchAdaptersRequest(names=names, until_settled=until_settled)
-        plan = self._caller.plan(timeout or math.inf, request_id)
+        plan = self._caller.plan(math.inf if timeout is None else timeout, request_id)
         return AsyncAdapterWatch(self._stub.WatchAdapters, request, plan, convert.WatchReader())
 
     async def _change(self, method: Rpc, request: object, timeout: float, request_id: str | None) -> Adapter:
