@@ -16,6 +16,8 @@ from argosy_services.models.types import LocalModel
 TOKENIZER_JSON = "tokenizer.json"
 _CHAT_TEMPLATE = "chat_template.jinja"
 _FILES = (TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json", _CHAT_TEMPLATE)
+# What transformers writes for "no limit" is far above this.
+_NO_LIMIT = 1 << 31
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -94,9 +96,15 @@ class Checkpoint:
 
     @property
     def max_context_tokens(self) -> int:
-        """Longest input of the model, 0 where the checkpoint does not tell."""
-        limit = self._sentence_config.get("max_seq_length") or self._config.get("max_position_embeddings")
-        return limit if isinstance(limit, int) else 0
+        """Longest input of the model, 0 where the checkpoint does not tell.
+
+        The tokenizer's own `model_max_length` counts for sentence-transformers models only: those set it on purpose.
+        """
+        limits = [self._config.get("max_position_embeddings")]
+        if (self.path / "modules.json").is_file():
+            sentence_config = _read_json(self.model, self.path / "sentence_bert_config.json")
+            limits.append(sentence_config.get("max_seq_length") or self._tokenizer_config.get("model_max_length"))
+        return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT), default=0)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -119,10 +127,6 @@ class Checkpoint:
     @cached_property
     def _config(self) -> Mapping[str, Any]:
         return _read_json(self.model, self.path / "config.json")
-
-    @cached_property
-    def _sentence_config(self) -> Mapping[str, Any]:
-        return _read_json(self.model, self.path / "sentence_bert_config.json")
 
 
 def unusable(model: str, detail: str) -> ArgosyError:

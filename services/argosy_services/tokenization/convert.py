@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from argosy.api.common.v1 import chat_pb2
 from argosy.api.tokenization.v1 import tokenization_service_pb2 as pb
 from argosy.api.tokenization.v1 import tokenizer_pb2
-
 from argosy_services.errors import invalid_field
 from argosy_services.rpc import validate
 from argosy_services.tokenization.types import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from argosy_services import metrics
 from argosy_services.errors import model_not_found
 from argosy_services.rpc import validate
 from argosy_services.tokenization.backend import Tokenizer
+from argosy_services.tokenization.portions import portions
 from argosy_services.tokenization.types import Chat, Encoding, FileStart, TokenizerInfo, TruncationSide
 
 T = TypeVar("T")
@@ -23,8 +24,6 @@ CHUNK_BYTES = 256 << 10
 
 # One batch is spread over all cores already: several threads only let short calls overtake long ones.
 _THREADS = 4
-# Characters, or ids, that a call works on before it queues again: long calls take turns, abandoned ones end here.
-_PORTION = 1 << 18
 
 
 class TokenizationService:
@@ -137,7 +136,7 @@ class TokenizationService:
         self, tokenizer: Tokenizer, inputs: Sequence[S], work: Callable[[Sequence[S]], list[T]]
     ) -> list[T]:
         results: list[T] = []
-        for portion in _portions(inputs):
+        for portion in portions(inputs):
             results += await self._on_thread(lambda portion=portion: work(portion))
         metrics.TOKENIZED_TEXTS.labels(model=tokenizer.model).inc(len(inputs))
         return results
@@ -150,12 +149,3 @@ def _check_texts(field: str, texts: Sequence[str]) -> None:
     validate.count(field, len(texts), limit=MAX_INPUTS)
     for place, text in enumerate(texts):
         validate.text_size(f"{field}[{place}]", text, limit_bytes=MAX_TEXT_BYTES)
-
-
-def _portions(inputs: Sequence[S]) -> Iterator[Sequence[S]]:
-    start = size = 0
-    for end, item in enumerate(inputs, start=1):
-        size += len(item)
-        if size >= _PORTION or end == len(inputs):
-            yield inputs[start:end]
-            start, size = end, 0

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from argosy.api.tokenization.v1 import tokenization_service_pb2 as pb
-
 from argosy_services.errors import invalid_field
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call

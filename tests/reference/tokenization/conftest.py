@@ -7,6 +7,7 @@ import shutil
 from typing import Any, NamedTuple
 
 import pytest
+
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
 

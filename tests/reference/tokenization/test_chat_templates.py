@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.tokenization.chat_template import ChatTemplates
 from argosy_services.tokenization.types import Chat, ChatMessage, Role, Tool, ToolCall

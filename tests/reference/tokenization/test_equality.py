@@ -6,9 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from argosy_services.tokenization.types import TruncationSide
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from argosy_services.tokenization.types import TruncationSide
 
 EMOJI = ["\U0001f469\u200d\U0001f469\u200d\U0001f467 ", "😀", "\U0001f1eb\U0001f1f7"]
 MARKS = ["e\u0301", "a\u0308\u0323", "ﬁ", "Ⅻ", "İ", "ß"]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 MakeTokenizer = Callable[..., Tokenizer]
 

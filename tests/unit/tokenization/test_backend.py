@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.types import TruncationSide
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 MakeTokenizer = Callable[..., Tokenizer]
 

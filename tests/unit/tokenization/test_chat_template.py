@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.chat_template import ChatTemplates

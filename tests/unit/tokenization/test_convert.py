@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from argosy.api.common.v1 import chat_pb2
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.tokenization.convert import MAX_PARTS, read_chat

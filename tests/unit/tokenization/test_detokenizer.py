@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from argosy_services.tokenization.backend import Tokenizer
-from argosy_services.tokenization.detokenizer import byte_level_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from argosy_services.tokenization.backend import Tokenizer
+from argosy_services.tokenization.detokenizer import byte_level_bytes
 
 KINDS = ("byte_level", "word_piece", "byte_fallback", "unigram", "word_level", "end_of_word")
 BATCHES = st.lists(st.lists(st.integers(0, 2**31), max_size=6), max_size=20)

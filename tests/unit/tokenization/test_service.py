@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+
 from argosy_services import metrics
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.tokenization.backend import Tokenizer

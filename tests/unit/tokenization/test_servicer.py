@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+
 from argosy.api.common.v1 import chat_pb2, usage_pb2
 from argosy.api.tokenization.v1 import tokenization_service_pb2 as pb
 from argosy.api.tokenization.v1 import tokenization_service_pb2_grpc as pb_grpc
@@ -15,7 +17,6 @@ from argosy_services.rpc.gate import Gate
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.service import TokenizationService
 from argosy_services.tokenization.servicer import TokenizationServicer
-from google.rpc import error_details_pb2, status_pb2
 
 CHAT = chat_pb2.ChatPrompt(messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="Hello")])
 

@@ -1,0 +1,263 @@
+"""Puts the texts of many calls into batches and computes these on one thread.
+
+A batch costs its longest text for every text in it, so texts of similar length go together, whoever sent them. A call
+of many texts is cut into slices, and calls take turns slice by slice: a short call waits for a batch or two, however
+many texts others sent before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy_services import metrics
+from argosy_services.embeddings.types import EmbeddingModelInfo
+from argosy_services.errors import ArgosyError, Reason
+
+# Tokens of padding that cost less than a batch of its own, and the share of a batch above which padding is avoided.
+_CHEAP_PADDING = 64
+_PADDING_SHARE = 1 / 8
+_LEAST_RETRY_S = 0.1
+_MOST_RETRY_S = 30.0
+
+
+class BatchEncoder(Protocol):
+    """What computes a batch."""
+
+    @property
+    def info(self) -> EmbeddingModelInfo: ...
+
+    def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Token ids of some texts to float32 [texts, dimensions]. Blocks."""
+        ...
+
+
+@dataclass(slots=True)
+class Slice:
+    """Texts that are computed together: their places in their call, how many tokens they have and the longest has."""
+
+    places: list[int] = field(default_factory=list)
+    tokens: int = 0
+    longest: int = 0
+
+    @property
+    def padded(self) -> int:
+        """Tokens that are computed, padding included."""
+        return len(self.places) * self.longest
+
+    def takes(self, other: Slice, budget: int) -> bool:
+        """Whether `other` may join: within the budget, and without much more padding."""
+        padded = (len(self.places) + len(other.places)) * max(self.longest, other.longest)
+        padding = padded - self.tokens - other.tokens
+        return not self.places or (padded <= budget and padding <= max(_CHEAP_PADDING, padded * _PADDING_SHARE))
+
+    def add(self, other: Slice) -> None:
+        """Lets `other` join."""
+        self.places += other.places
+        self.tokens += other.tokens
+        self.longest = max(self.longest, other.longest)
+
+
+def cut(lengths: Sequence[int], budget: int) -> list[Slice]:
+    """Slices of at most `budget` tokens, padding included, out of texts of the given lengths, shortest first.
+
+    A text longer than the budget is a slice of its own.
+    """
+    slices = [Slice()]
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        one = Slice([place], lengths[place], lengths[place])
+        if not slices[-1].takes(one, budget):
+            slices.append(Slice())
+        slices[-1].add(one)
+    return slices
+
+
+class Job:
+    """The texts of one call, from admission until their vectors are there."""
+
+    def __init__(self, batcher: Batcher, texts: int) -> None:
+        self._batcher = batcher
+        self.waiting = texts
+        self.slices: deque[Slice] = deque()
+        self.ids: Sequence[Sequence[int]] = ()
+        self.encoder: BatchEncoder
+        self.vectors: NDArray[np.float32]
+        self.done: Future[None] = Future()
+        self.missing = texts
+        self.queued = self.started = self.finished = 0.0
+
+    async def run(self, encoder: BatchEncoder, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Computes the vectors of `ids`, which has a list for each admitted text: float32 [texts, dimensions].
+
+        Raises DRAINING where the batcher is closed first.
+        """
+        self.ids, self.encoder = ids, encoder
+        self.vectors = np.empty((len(ids), encoder.info.dimensions), np.float32)
+        self._batcher.queue(self)
+        await asyncio.wrap_future(self.done)
+        return self.vectors
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds until the first batch."""
+        return self.started - self.queued
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds from the first batch to the end of the last."""
+        return self.finished - self.started
+
+    def end(self, error: Exception | None = None) -> None:
+        """Wakes the caller, unless it has left."""
+        self.finished = time.monotonic()
+        if not self.done.done() and self.done.set_running_or_notify_cancel():
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+
+class Batcher:
+    """A queue of calls and the thread that computes them. Calls come in from event loops."""
+
+    def __init__(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
+        self._budget = max_batch_tokens
+        self._max_waiting = max_waiting_texts
+        self._changed = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._waiting = 0
+        self._seconds_per_text = 0.01
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="embeddings", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after the batch that runs. Calls that still wait end with DRAINING."""
+        with self._changed:
+            self._closed = True
+            jobs, self._jobs = self._jobs, deque()
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        for job in jobs:
+            job.end(_draining())
+
+    @contextmanager
+    def admit(self, texts: int) -> Iterator[Job]:
+        """A place for the texts of a call, given back when the block ends: what is not yet computed is then dropped.
+
+        Raises QUEUE_FULL where more texts would wait than allowed. A call that finds the queue empty always has place.
+        """
+        job = Job(self, texts)
+        with self._changed:
+            if self._closed:
+                raise _draining()
+            if self._waiting and self._waiting + texts > self._max_waiting:
+                raise self._full(texts)
+            self._waiting += texts
+        try:
+            yield job
+        finally:
+            with self._changed:
+                self._waiting -= job.waiting
+                job.waiting = 0
+                if job in self._jobs:
+                    self._jobs.remove(job)
+
+    def queue(self, job: Job) -> None:
+        """Takes a job whose texts are known; see `Job.run`."""
+        job.slices.extend(cut([len(ids) for ids in job.ids], self._budget))
+        job.queued = time.monotonic()
+        with self._changed:
+            if self._closed:
+                raise _draining()
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while parts := self._next():
+            start = time.monotonic()
+            ids = [job.ids[place] for job, piece in parts for place in piece.places]
+            try:
+                vectors = parts[0][0].encoder.embed(ids)
+            except Exception as error:
+                # Whatever it is, it belongs to these calls alone: each of them reports it, others go on.
+                self._fail(parts, error)
+                continue
+            self._hand_out(parts, vectors)
+            spent = (time.monotonic() - start) / len(ids)
+            self._seconds_per_text += 0.1 * (spent - self._seconds_per_text)
+
+    def _next(self) -> list[tuple[Job, Slice]] | None:
+        """The next batch, once there is one. None: the batcher is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            return None if self._closed else self._take()
+
+    def _take(self) -> list[tuple[Job, Slice]]:
+        batch = Slice()
+        parts: list[tuple[Job, Slice]] = []
+        passed_over: list[Job] = []
+        served: list[Job] = []
+        for job in self._jobs:
+            piece = job.slices[0]
+            if parts and (job.encoder is not parts[0][0].encoder or not batch.takes(piece, self._budget)):
+                passed_over.append(job)
+                continue
+            parts.append((job, job.slices.popleft()))
+            batch.add(piece)
+            job.started = job.started or time.monotonic()
+            job.waiting -= len(piece.places)
+            self._waiting -= len(piece.places)
+            if job.slices:
+                served.append(job)
+        self._jobs = deque(passed_over + served)
+        _count(parts[0][0].encoder.info.name, batch)
+        return parts
+
+    def _hand_out(self, parts: list[tuple[Job, Slice]], vectors: NDArray[np.float32]) -> None:
+        row = 0
+        for job, piece in parts:
+            job.vectors[piece.places] = vectors[row : row + len(piece.places)]
+            row += len(piece.places)
+            job.missing -= len(piece.places)
+            if not job.missing:
+                job.end()
+
+    def _fail(self, parts: list[tuple[Job, Slice]], error: Exception) -> None:
+        for job, _ in parts:
+            job.end(error)
+
+    def _full(self, texts: int) -> ArgosyError:
+        retry_after_s = min(max(self._waiting * self._seconds_per_text, _LEAST_RETRY_S), _MOST_RETRY_S)
+        return ArgosyError(
+            Reason.QUEUE_FULL,
+            f"{self._waiting} texts wait already and {texts} more exceed the {self._max_waiting} that may; "
+            f"retry in {retry_after_s:.1f} s or send fewer",
+            retry_after_s=retry_after_s,
+            limit=self._max_waiting,
+            value=self._waiting + texts,
+        )
+
+
+def _count(model: str, batch: Slice) -> None:
+    metrics.EMBEDDED_TEXTS.labels(model=model).inc(len(batch.places))
+    metrics.EMBEDDED_TOKENS.labels(model=model).inc(batch.tokens)
+    metrics.EMBEDDING_BATCH_TOKENS.labels(model=model).observe(batch.padded)
+
+
+def _draining() -> ArgosyError:
+    return ArgosyError(Reason.DRAINING, "the server is shutting down; retry on another one", retry_after_s=1.0)

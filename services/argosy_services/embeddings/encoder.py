@@ -1,0 +1,75 @@
+"""An embedding model: texts to token ids, token ids to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from argosy_services.embeddings.bert import BertEncoder
+from argosy_services.embeddings.config import SentenceConfig, read_config, unusable
+from argosy_services.embeddings.pooling import pool
+from argosy_services.embeddings.types import EmbeddingModelInfo
+from argosy_services.models.types import LocalModel
+from argosy_services.tokenization.backend import Tokenizer
+from argosy_services.tokenization.types import Encoding
+
+
+class Encoder:
+    """A sentence-transformers model. Make it with `load`. `tokenize` is for any thread, `embed` for one at a time."""
+
+    def __init__(self, info: EmbeddingModelInfo, tokenizer: Tokenizer, bert: BertEncoder) -> None:
+        self.info = info
+        self.tokenizer = tokenizer
+        self._bert = bert
+
+    @classmethod
+    def load(cls, local: LocalModel) -> Encoder:
+        """Reads configuration, tokenizer and weights. Raises NOT_SUPPORTED with what cannot be served."""
+        config = read_config(local)
+        tokenizer = Tokenizer.load(local)
+        _check_tokenizer(local, config, tokenizer)
+        bert = BertEncoder.load(local, config.bert)
+        info = EmbeddingModelInfo(
+            name=local.name,
+            architecture=config.bert.architecture,
+            dimensions=config.bert.hidden_size,
+            max_input_tokens=tokenizer.info.max_context_tokens,
+            pooling=config.pooling,
+            normalizes=config.normalizes,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            dtype="float32",
+            parameter_count=bert.parameter_count,
+        )
+        return cls(info, tokenizer, bert)
+
+    def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
+        """The encodings of texts, cut at the end to what the model takes. Blocks."""
+        return self.tokenizer.encode_batch(texts, max_tokens=self.info.max_input_tokens)
+
+    @torch.inference_mode()
+    def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Token ids of one or more texts, each with at least one, to float32 [texts, dimensions]. Not normalised.
+
+        Computes as many tokens as the longest text has for every text. Blocks.
+        """
+        width = max(map(len, batch))
+        ids = torch.zeros(len(batch), width, dtype=torch.int64)
+        mask = torch.zeros(len(batch), width, dtype=torch.bool)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
+        return pool(self.info.pooling, self._bert(ids, mask), mask).numpy()
+
+
+def _check_tokenizer(local: LocalModel, config: SentenceConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.info.vocabulary_size > config.bert.vocab_size:
+        raise unusable(
+            local, f"its tokenizer has {tokenizer.info.vocabulary_size} ids, its weights {config.bert.vocab_size}"
+        )
+    if not tokenizer.encode(""):
+        raise unusable(local, "its tokenizer adds no special tokens, so that an empty text would have no vector")
+    if config.lowercases and tokenizer.encode("A") != tokenizer.encode("a"):
+        raise unusable(local, "its texts are lower-cased before a tokenizer that does not do so itself")

@@ -1,0 +1,125 @@
+"""Texts to vectors for callers: limits, choice of the model, tokens, batches, and the form of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy_services.embeddings.batcher import BatchEncoder, Batcher
+from argosy_services.embeddings.types import EmbeddingModelInfo, Embeddings, StageTimings
+from argosy_services.errors import invalid_field, model_not_found, prompt_too_long, tokenizer_mismatch
+from argosy_services.rpc import validate
+from argosy_services.tokenization.portions import portions
+from argosy_services.tokenization.types import Encoding
+
+MAX_TEXTS = 4096
+MAX_TEXT_BYTES = 1 << 20
+
+_LEAST_LENGTH = 1e-12
+
+
+class TextEncoder(BatchEncoder, Protocol):
+    """An embedding model; see `Encoder`."""
+
+    def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
+        """The encodings of texts, cut to what the model takes. Blocks; for any thread."""
+        ...
+
+
+class EmbeddingsService:
+    """Embedding models by name. Its coroutines belong on an event loop; a thread of its own does the work."""
+
+    def __init__(self, models: Sequence[TextEncoder], *, max_batch_tokens: int, max_waiting_texts: int) -> None:
+        """The first of `models` answers calls that name none. For the limits see `EmbeddingSettings`."""
+        self._models = {model.info.name: model for model in models}
+        self._default = models[0].info.name
+        self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
+
+    def start(self) -> None:
+        """Starts the thread that computes."""
+        self._batcher.start()
+
+    def close(self) -> None:
+        """Ends the thread after the batch that runs. Calls in progress end with DRAINING. Blocks."""
+        self._batcher.close()
+
+    def info(self, model: str) -> EmbeddingModelInfo:
+        """One model, the default one for an empty name. Raises MODEL_NOT_FOUND."""
+        return self._model(model).info
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "",
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        tokenizer_fingerprint: str = "",
+    ) -> Embeddings:
+        """The vectors of texts; for the options see `EmbedRequest` in the schema.
+
+        Raises MODEL_NOT_FOUND, TOKENIZER_MISMATCH, INVALID_FIELD, TOO_MANY_INPUTS, INPUT_TOO_LARGE, QUEUE_FULL,
+        DRAINING, and PROMPT_TOO_LONG where `truncate` is off. A caller that is cancelled leaves no work behind.
+        """
+        arrived = time.monotonic()
+        encoder = self._model(model)
+        _check(texts, encoder.info, dimensions, tokenizer_fingerprint)
+        with self._batcher.admit(len(texts)) as job:
+            encodings = await _tokenize(encoder, texts)
+            tokenized = time.monotonic()
+            if not truncate:
+                _check_lengths(encodings, encoder.info)
+            vectors = await job.run(encoder, [encoding.ids for encoding in encodings])
+        vectors = vectors[:, :dimensions]
+        if encoder.info.normalizes if normalize is None else normalize:
+            vectors = _normalized(vectors)
+        return Embeddings(
+            model=encoder.info,
+            vectors=vectors,
+            tokens=[len(encoding.ids) for encoding in encodings],
+            truncated=[encoding.truncated_tokens > 0 for encoding in encodings],
+            timings=StageTimings(tokenized - arrived, job.queue_s, job.compute_s, time.monotonic() - arrived),
+        )
+
+    def _model(self, name: str) -> TextEncoder:
+        found = self._models.get(name or self._default)
+        if found is None:
+            raise model_not_found(name, sorted(self._models))
+        return found
+
+
+async def _tokenize(encoder: TextEncoder, texts: Sequence[str]) -> list[Encoding]:
+    encodings: list[Encoding] = []
+    for portion in portions(texts):
+        encodings += await asyncio.to_thread(encoder.tokenize, portion)
+    return encodings
+
+
+def _check(texts: Sequence[str], info: EmbeddingModelInfo, dimensions: int | None, fingerprint: str) -> None:
+    if fingerprint and fingerprint != info.tokenizer_fingerprint:
+        raise tokenizer_mismatch(info.name, expected=info.tokenizer_fingerprint, value=fingerprint)
+    if dimensions is not None and not 1 <= dimensions <= info.dimensions:
+        raise invalid_field(
+            "dimensions", "must be at most the model's own", limit=f"1 to {info.dimensions}", value=dimensions
+        )
+    validate.count("texts", len(texts), limit=MAX_TEXTS)
+    for place, text in enumerate(texts):
+        validate.text_size(f"texts[{place}]", text, limit_bytes=MAX_TEXT_BYTES)
+
+
+def _check_lengths(encodings: Sequence[Encoding], info: EmbeddingModelInfo) -> None:
+    for place, encoding in enumerate(encodings):
+        if encoding.truncated_tokens:
+            needed = len(encoding.ids) + encoding.truncated_tokens
+            raise prompt_too_long(f"texts[{place}]", limit=info.max_input_tokens, value=needed)
+
+
+def _normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, _LEAST_LENGTH)

@@ -1,0 +1,138 @@
+"""What is served, and what is refused with its reason. That vectors are right is tested under tests/reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from argosy_services.embeddings.encoder import Encoder
+from argosy_services.embeddings.pooling import pool
+from argosy_services.embeddings.types import Pooling
+from argosy_services.errors import ArgosyError, Reason
+
+
+def test_the_bundled_model_is_described(encoder: Encoder) -> None:
+    info = encoder.info
+    assert (info.architecture, info.dimensions, info.max_input_tokens) == ("BertModel", 384, 256)
+    assert (info.pooling, info.normalizes, info.dtype) == (Pooling.MEAN, True, "float32")
+    assert info.tokenizer_fingerprint == encoder.tokenizer.fingerprint
+    assert info.parameter_count == 22_565_376
+
+
+def test_padding_does_not_change_a_vector(encoder: Encoder) -> None:
+    short, long = (encoding.ids for encoding in encoder.tokenize(["one text", "a much longer text " * 20]))
+    together = encoder.embed([short, long])
+    assert together.dtype == np.float32
+    assert together.shape == (2, 384)
+    np.testing.assert_allclose(together[0], encoder.embed([short])[0], atol=1e-6)
+    np.testing.assert_allclose(together[1], encoder.embed([long])[0], atol=1e-6)
+
+
+def test_texts_are_cut_to_what_the_model_takes(encoder: Encoder) -> None:
+    whole, cut = encoder.tokenize(["word " * 254, "word " * 300])
+    assert (len(whole.ids), whole.truncated_tokens) == (256, 0)
+    assert (len(cut.ids), cut.truncated_tokens, cut.ids) == (256, 46, whole.ids)
+
+
+def test_pooling_by_hand() -> None:
+    states = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [90.0, 90.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert pool(Pooling.MEAN, states, mask).tolist() == [[2.0, 4.0]]
+    assert pool(Pooling.CLS, states, mask).tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, Pooling.CLS),
+        ({"pooling_mode_mean_tokens": None, "pooling_mode": "cls"}, Pooling.CLS),
+        ({"pooling_mode": "mean"}, Pooling.MEAN),
+    ],
+)
+def test_pooling_is_read_in_every_spelling(spoil: Any, pooling: dict[str, Any], expected: Pooling) -> None:
+    assert Encoder.load(spoil(**{"1_Pooling__config": pooling})).info.pooling is expected
+
+
+def test_a_bare_encoder_takes_the_mean_and_its_positions(spoil: Any) -> None:
+    info = Encoder.load(spoil(modules=None, sentence_bert_config=None)).info
+    assert (info.pooling, info.normalizes, info.max_input_tokens) == (Pooling.MEAN, False, 512)
+
+
+def test_the_limit_may_stand_with_the_tokenizer(spoil: Any) -> None:
+    model = spoil(sentence_bert_config={"max_seq_length": None}, tokenizer_config={"model_max_length": 100})
+    assert Encoder.load(model).info.max_input_tokens == 100
+
+
+def test_the_limit_never_exceeds_the_positions(spoil: Any) -> None:
+    assert Encoder.load(spoil(sentence_bert_config={"max_seq_length": 9999})).info.max_input_tokens == 512
+
+
+MODULES = [
+    {"path": "", "type": "sentence_transformers.models.Transformer"},
+    {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"config": {"architectures": ["RobertaModel"]}}, "RobertaModel; served: BertModel"),
+        ({"config": {"hidden_act": "relu"}}, "hidden_act relu"),
+        ({"config": {"position_embedding_type": "relative_key"}}, "position_embedding_type relative_key"),
+        ({"config": {"is_decoder": True}}, "is_decoder True"),
+        ({"config": {"quantization_config": {"bits": 4}}}, "quantization_config"),
+        ({"config": {"num_hidden_layers": None}}, "no num_hidden_layers"),
+        ({"config": {"num_hidden_layers": 7}}, "lack encoder.layer.6"),
+        ({"config": {"intermediate_size": 100}}, "shape"),
+        ({"config": {"num_attention_heads": 7}}, "384 .* 7 heads"),
+        ({"config": {"vocab_size": 30000}}, "30522 ids, its weights 30000"),
+        ({"config": None}, "no config.json"),
+        ({"modules": [*MODULES, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]}, "Dense"),
+        ({"modules": [{**MODULES[0], "path": "0_Transformer"}, MODULES[1]]}, "0_Transformer"),
+        ({"1_Pooling__config": {"pooling_mode_mean_tokens": False}}, "pools by nothing"),
+        ({"1_Pooling__config": {"pooling_mode_cls_token": True}}, "cls"),
+        ({"1_Pooling__config": {"pooling_mode": "lasttoken"}}, "lasttoken"),
+        ({"1_Pooling__config": None}, "no 1_Pooling/config.json"),
+        ({"config_sentence_transformers": {"default_prompt_name": "query"}}, "prompt"),
+        ({"tokenizer": {"post_processor": None, "truncation": None}}, "empty text"),
+        (
+            {"sentence_bert_config": {"do_lower_case": True}, "tokenizer": {"normalizer": {"type": "NFC"}}},
+            "lower-cased",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_refused(spoil: Any, files: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ArgosyError, match=f"model 'spoiled': .*{reason}") as caught:
+        Encoder.load(spoil(**files))
+    assert caught.value.reason is Reason.NOT_SUPPORTED
+
+
+def test_lower_casing_that_the_tokenizer_does_anyway_is_served(spoil: Any) -> None:
+    Encoder.load(spoil(sentence_bert_config={"do_lower_case": True}))
+
+
+def test_broken_or_missing_weights_are_refused(spoil: Any) -> None:
+    model = spoil()
+    weights = model.path / "model.safetensors"
+    weights.unlink()
+    with pytest.raises(ArgosyError, match="safetensors"):
+        Encoder.load(model)
+    weights.write_bytes(b"\x00" * 100)
+    with pytest.raises(ArgosyError, match="not a safetensors file"):
+        Encoder.load(model)
+
+
+def test_weights_of_another_type_are_computed_in_float32(spoil: Any, encoder: Encoder) -> None:
+    model = spoil()
+    path = model.path / "model.safetensors"
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+    path.unlink()
+    save_file(halves, path)
+    half = Encoder.load(model)
+    ids = [encoding.ids for encoding in encoder.tokenize(["one text"])]
+    assert half.embed(ids).dtype == np.float32
+    np.testing.assert_allclose(half.embed(ids), encoder.embed(ids), atol=0.01)
