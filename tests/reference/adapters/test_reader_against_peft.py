@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from argosy_services.engine.torch_engine.lora.patterns import PatternError, PatternTable
-from argosy_services.engine.torch_engine.lora.reader import read_peft_adapter
-from argosy_services.errors import ArgosyError, Reason
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from argosy_services.engine.torch_engine.lora.patterns import PatternError, PatternTable
+from argosy_services.engine.torch_engine.lora.reader import read_peft_adapter
+from argosy_services.errors import ArgosyError, Reason
 
 # PEFT asks transformers for a property that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
