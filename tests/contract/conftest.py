@@ -1,5 +1,7 @@
-"""One real fleet on the bundled models, reached through the SDK. The suite asks nothing of the runtime behind it, so that
-every runtime can be held to it."""
+"""One real fleet on the bundled models, reached through the SDK.
+
+The suite asks nothing of the runtime behind it, so that every runtime can be held to it.
+"""
 
 from __future__ import annotations
 

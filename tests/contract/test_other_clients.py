@@ -54,8 +54,8 @@ def test_grpcurl_streams_a_generation(grpcurl: object) -> None:
         output = output[end:]
     assert "started" in events[0]
     assert "finished" in events[-1]
-    assert sum(len(event["delta"].get("tokenIds", ())) for event in events if "delta" in event) == 6
-    assert int(events[-1]["finished"]["usage"]["completionTokens"]) == 6
+    assert sum(len(event["delta"].get("token_ids", ())) for event in events if "delta" in event) == 6
+    assert int(events[-1]["finished"]["usage"]["completion_tokens"]) == 6
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from argosy_services import metrics
 from argosy_services.engine.base import Request, StepOutput, Timings
 
@@ -55,8 +57,9 @@ class Progress:
 
     @property
     def timings(self) -> Timings:
-        """The engine's own figures; where it was cancelled before it gave any, what was seen from here."""
-        if self._timings is not None:
-            return self._timings
+        """The engine's own figures; those that it had no chance to give are what was seen from here."""
         first = self._last if self._first is None else self._first
-        return Timings(prefill_s=first - self._submitted, decode_s=self._last - first)
+        seen = Timings(prefill_s=first - self._submitted, decode_s=self._last - first)
+        if self._timings is None:
+            return seen
+        return replace(self._timings, decode_s=max(self._timings.decode_s, seen.decode_s))

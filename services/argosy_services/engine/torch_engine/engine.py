@@ -60,7 +60,8 @@ class TorchEngine:
         device = torch.device(settings.device)
         dtype = compute_dtype(settings.dtype, device)
         weights = load_weights(model.path, config, dtype, device)
-        context = min(settings.max_context_tokens or config.max_positions, config.max_positions)
+        limits = (settings.max_context_tokens or config.max_positions, config.max_positions, _cache_tokens(settings))
+        context = min(limits)
         info = EngineInfo(
             engine="torch",
             architecture=config.architecture,
@@ -173,7 +174,7 @@ class TorchEngine:
 
     def _parts(self, config: DecoderConfig) -> Parts:
         settings, decoder = self._settings, self._decoder
-        blocks = max(1, settings.kv_cache_tokens // settings.block_tokens)
+        blocks = _cache_tokens(settings) // settings.block_tokens
         adapters = AdapterSlots(settings.max_adapters)
         pool = KvPool(config, blocks, settings.block_tokens, decoder.dtype, decoder.device)
         return Parts(
@@ -188,6 +189,11 @@ class TorchEngine:
             grammars=self._grammars,
             threads=settings.threads or os.cpu_count() or 1,
         )
+
+
+def _cache_tokens(settings: GenerationSettings) -> int:
+    """Tokens that the cache's whole blocks hold."""
+    return settings.kv_cache_tokens // settings.block_tokens * settings.block_tokens
 
 
 def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:

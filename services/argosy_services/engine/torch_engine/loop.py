@@ -190,7 +190,7 @@ class EngineLoop(threading.Thread):
                 token_ids=(token,),
                 logprobs=() if logprobs is None else (logprobs,),
                 finish=finish,
-                timings=None if finish is None else sequence.timings(now),
+                timings=sequence.timings(now) if finish is not None or sequence.generated == 1 else None,
             )
         )
 
@@ -234,7 +234,9 @@ class EngineLoop(threading.Thread):
         for command in commands:
             command()
         # Blocks and books may be in disorder after a fault, and nobody needs them any more.
-        self._outputs.extend(StepOutput(request_id, finish=Finish.FAILED, error=error) for request_id in self._sequences)
+        self._outputs.extend(
+            StepOutput(request_id, finish=Finish.FAILED, error=error) for request_id in self._sequences
+        )
         self._sequences.clear()
         self._hand_out()
 
@@ -270,5 +272,5 @@ def _adapter_left(key: str) -> ArgosyError:
         Reason.ADAPTER_NOT_READY,
         f"adapter {key} left the engine while the request ran; load it again and retry",
         adapter=key,
-        state="UNLOADED",
+        state="unloaded",
     )
