@@ -106,8 +106,8 @@ class StepOutput:
     """What one step brought for one request.
 
     `logprobs` has one entry for each of `token_ids` where they were asked for, and one for each scored token of a
-    scoring request. `timings` come with the first token and, complete, with the last. With `finish` set nothing follows;
-    `error` is set where it is FAILED.
+    scoring request. `timings` come with the first token and, complete, with the last. With `finish` set nothing
+    follows; `error` is set where it is FAILED.
     """
 
     request_id: str

@@ -158,6 +158,8 @@ class TorchEngine:
         future: Future[None] = Future()
 
         def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(action(loop.parts, loop))
             except Exception as error:

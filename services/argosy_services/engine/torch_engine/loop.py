@@ -134,11 +134,13 @@ class EngineLoop(threading.Thread):
         with self._wake:
             while not self._commands and not self._sequences:
                 self._wake.wait()
-            commands = list(self._commands)
-            self._commands.clear()
-        for command in commands:
-            command()
+        self._drain_commands()
         self.stats = self._picture()
+
+    def _drain_commands(self) -> None:
+        # One by one: should a command fail, those after it are still there to be run when the loop shuts.
+        while self._commands:
+            self._commands.popleft()()
 
     def _step(self) -> None:
         preemptions = self.parts.scheduler.preemptions
@@ -230,9 +232,7 @@ class EngineLoop(threading.Thread):
         """Takes no more commands, runs those that came before, and ends every sequence."""
         with self._wake:
             self._closed = True
-            commands = list(self._commands)
-        for command in commands:
-            command()
+        self._drain_commands()
         # Blocks and books may be in disorder after a fault, and nobody needs them any more.
         self._outputs.extend(
             StepOutput(request_id, finish=Finish.FAILED, error=error) for request_id in self._sequences

@@ -111,7 +111,7 @@ class UnloadAdapterResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> _adapter_pb2.Adapter:
-        """The adapter, in state DRAINING or UNLOADED."""
+        """The adapter, in state DRAINING or UNLOADED, or FAILED where it had failed before."""
 
     def __init__(
         self,

@@ -73,8 +73,9 @@ class AdaptersServiceServicer(object):
     def LoadAdapter(self, request, context):
         """Accepts an adapter and answers at once; loading goes on in the background and WatchAdapters follows it. Loading the
         same name from the same source again answers with the adapter as it is. Fails with INVALID_ARGUMENT
-        (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND) or ALREADY_EXISTS (ADAPTER_EXISTS). What is found wrong later puts the
-        adapter in state FAILED.
+        (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND), ALREADY_EXISTS (ADAPTER_EXISTS), FAILED_PRECONDITION
+        (ADAPTER_NOT_READY) while the name is being unloaded, or RESOURCE_EXHAUSTED (QUEUE_FULL). What is found wrong later
+        puts the adapter in state FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +90,7 @@ class AdaptersServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Lists adapters, those in a final state included until their names are used again.
+        """Lists adapters, the last 1,000 in a final state included until their names are used again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,15 +39,16 @@ class AdaptersServiceStub:
     LoadAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.LoadAdapterRequest, _adapters_service_pb2.LoadAdapterResponse]
     """Accepts an adapter and answers at once; loading goes on in the background and WatchAdapters follows it. Loading the
     same name from the same source again answers with the adapter as it is. Fails with INVALID_ARGUMENT
-    (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND) or ALREADY_EXISTS (ADAPTER_EXISTS). What is found wrong later puts the
-    adapter in state FAILED.
+    (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND), ALREADY_EXISTS (ADAPTER_EXISTS), FAILED_PRECONDITION
+    (ADAPTER_NOT_READY) while the name is being unloaded, or RESOURCE_EXHAUSTED (QUEUE_FULL). What is found wrong later
+    puts the adapter in state FAILED.
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.UnloadAdapterRequest, _adapters_service_pb2.UnloadAdapterResponse]
     """Takes an adapter out of service: no new requests, running ones finish or reach the drain deadline, then its slot is
     freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND).
     """
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.ListAdaptersRequest, _adapters_service_pb2.ListAdaptersResponse]
-    """Lists adapters, those in a final state included until their names are used again."""
+    """Lists adapters, the last 1,000 in a final state included until their names are used again."""
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.GetAdapterRequest, _adapters_service_pb2.GetAdapterResponse]
     """Describes one adapter. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)."""
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapters_service_pb2.WatchAdaptersRequest, _adapters_service_pb2.WatchAdaptersResponse]
@@ -64,15 +65,16 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     LoadAdapter: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.LoadAdapterRequest, _adapters_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
     """Accepts an adapter and answers at once; loading goes on in the background and WatchAdapters follows it. Loading the
     same name from the same source again answers with the adapter as it is. Fails with INVALID_ARGUMENT
-    (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND) or ALREADY_EXISTS (ADAPTER_EXISTS). What is found wrong later puts the
-    adapter in state FAILED.
+    (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND), ALREADY_EXISTS (ADAPTER_EXISTS), FAILED_PRECONDITION
+    (ADAPTER_NOT_READY) while the name is being unloaded, or RESOURCE_EXHAUSTED (QUEUE_FULL). What is found wrong later
+    puts the adapter in state FAILED.
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.UnloadAdapterRequest, _adapters_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """Takes an adapter out of service: no new requests, running ones finish or reach the drain deadline, then its slot is
     freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND).
     """
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.ListAdaptersRequest, _adapters_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """Lists adapters, those in a final state included until their names are used again."""
+    """Lists adapters, the last 1,000 in a final state included until their names are used again."""
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.GetAdapterRequest, _adapters_service_pb2.GetAdapterResponse]  # type: ignore[assignment]
     """Describes one adapter. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)."""
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapters_service_pb2.WatchAdaptersRequest, _adapters_service_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
@@ -92,8 +94,9 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adapters_service_pb2.LoadAdapterResponse, _abc.Awaitable[_adapters_service_pb2.LoadAdapterResponse]]:
         """Accepts an adapter and answers at once; loading goes on in the background and WatchAdapters follows it. Loading the
         same name from the same source again answers with the adapter as it is. Fails with INVALID_ARGUMENT
-        (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND) or ALREADY_EXISTS (ADAPTER_EXISTS). What is found wrong later puts the
-        adapter in state FAILED.
+        (SOURCE_REFUSED), NOT_FOUND (MODEL_NOT_FOUND), ALREADY_EXISTS (ADAPTER_EXISTS), FAILED_PRECONDITION
+        (ADAPTER_NOT_READY) while the name is being unloaded, or RESOURCE_EXHAUSTED (QUEUE_FULL). What is found wrong later
+        puts the adapter in state FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -112,7 +115,7 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_service_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_service_pb2.ListAdaptersResponse, _abc.Awaitable[_adapters_service_pb2.ListAdaptersResponse]]:
-        """Lists adapters, those in a final state included until their names are used again."""
+        """Lists adapters, the last 1,000 in a final state included until their names are used again."""
 
     @_abc_1.abstractmethod
     def GetAdapter(

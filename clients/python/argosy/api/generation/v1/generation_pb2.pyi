@@ -64,7 +64,7 @@ class GenerationSpec(_message.Message):
     adapter: _builtins.str
     """Name of a loaded adapter. Empty means the base model."""
     text: _builtins.str
-    """As text, tokenized with the model's special tokens."""
+    """As text, tokenized with the model's special tokens. At most 4 MiB."""
     tokenizer_fingerprint: _builtins.str
     """Fingerprint of the tokenizer that the caller counts with. Unset: not checked. A mismatch is FAILED_PRECONDITION
     (TOKENIZER_MISMATCH), never wrong text.
@@ -175,7 +175,9 @@ class SamplingParams(_message.Message):
     max_tokens: _builtins.int
     """Most tokens to generate, at least 1. Unset means as many as the context holds."""
     min_tokens: _builtins.int
-    """No stop token or end of text before this many tokens. At most max_tokens. Unset means 0."""
+    """No stop token or end of text before this many tokens. At most max_tokens. Stop strings end the answer earlier, and so
+    does a grammar that allows nothing more. Unset means 0.
+    """
     ignore_eos: _builtins.bool
     """Whether the model's own end tokens are treated like other tokens, for measurements. Unset means false."""
     n: _builtins.int
