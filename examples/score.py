@@ -15,4 +15,4 @@ with argosy.Client() as client:
     for continuation, score in zip(CONTINUATIONS, result.scores, strict=True):
         greedy = ", which is what it would write" if score.is_greedy else ""
         print(f"{CONTEXT}{continuation}: {math.exp(score.logprob):.4%}{greedy}")
-    print(f"{result.usage.prompt_tokens} tokens read, {result.usage.cached_tokens} of them from the prefix cache")
+    print(f"{result.usage.prompt_tokens} tokens read")

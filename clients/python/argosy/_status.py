@@ -96,7 +96,8 @@ def to_error(status: RpcStatus, *, address: str, request_id: str) -> ArgosyError
     """Reads the status of a failed call."""
     code = status.code() or grpc.StatusCode.UNKNOWN
     message = status.details() or f"the call failed with {code.name}"
-    trailers = dict(status.trailing_metadata() or ())
+    # Not dict(): to that the metadata of grpc.aio looks like a mapping whose keys are pairs.
+    trailers = {key: value for key, value in status.trailing_metadata() or ()}  # noqa: C416
     if code is grpc.StatusCode.UNAVAILABLE and message.startswith(_NEVER_CONNECTED):
         why = message.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
         return errors.ConnectError(

@@ -94,9 +94,10 @@ class Conversation:
         return [*system, *self.messages]
 
     def _read(self) -> str | None:
+        prompt = "> " if sys.stdin.isatty() else ""
         while True:
             try:
-                return input("> ").strip()
+                return input(prompt).strip()
             except EOFError:
                 write("\n")
                 return None

@@ -51,22 +51,26 @@ def pieces(text: str, encoding: argosy.Encoding) -> list[Piece]:
     """The text cut where its tokens end. Tokens that stand for no text show their vocabulary entry."""
     encoded = text.encode()
     found: list[Piece] = []
-    last = 0, 0
-    for token_id, token, span in zip(encoding.ids, encoding.tokens, encoding.byte_spans, strict=True):
-        start, end = span
+    covered = 0
+    for token_id, token, (start, end) in zip(encoding.ids, encoding.tokens, encoding.byte_spans, strict=True):
         if start == end:
             found.append(Piece(token, (token_id,)))
-            continue
-        if span == last:
-            found[-1] = Piece(found[-1].text, (*found[-1].ids, token_id))
-            continue
-        if start > last[1]:
-            found.append(Piece(encoded[last[1] : start].decode(errors="replace"), ()))
-        found.append(Piece(encoded[start:end].decode(errors="replace"), (token_id,)))
-        last = span
-    if encoded[last[1] :]:
-        found.append(Piece(encoded[last[1] :].decode(errors="replace"), ()))
-    return found
+        elif start < covered:
+            shared = found[-1]
+            found[-1] = Piece(shared.text + _text(encoded, covered, end), (*shared.ids, token_id))
+        else:
+            found += _dropped(encoded, covered, start)
+            found.append(Piece(_text(encoded, start, end), (token_id,)))
+        covered = max(covered, end)
+    return [*found, *_dropped(encoded, covered, len(encoded))]
+
+
+def _dropped(encoded: bytes, start: int, end: int) -> list[Piece]:
+    return [Piece(_text(encoded, start, end), ())] if start < end else []
+
+
+def _text(encoded: bytes, start: int, end: int) -> str:
+    return encoded[start:end].decode(errors="replace")
 
 
 def _show(found: list[Piece], count: int) -> None:

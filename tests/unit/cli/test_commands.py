@@ -116,6 +116,8 @@ def test_pieces_of_a_character_that_is_cut() -> None:
         tokens=("<s>", "a", "ð", "Ł", "b"),
         byte_spans=((0, 0), (0, 1), (1, 5), (1, 5), (5, 6)),
     )
+    space_and_start = argosy.Encoding(ids=(1, 2, 3), tokens=("Ġâ", "ļ", "ĵ"), byte_spans=((0, 4), (1, 4), (1, 4)))
+    assert pieces(" ⚓", space_and_start) == [Piece(" ⚓", (1, 2, 3))]
     gap = argosy.Encoding(ids=(5, 8), tokens=("a", "b"), byte_spans=((0, 1), (2, 3)))
     assert pieces("a b!", gap) == [Piece("a", (5,)), Piece(" ", ()), Piece("b", (8,)), Piece("!", ())]
     assert pieces("a🙂b", encoding) == [Piece("<s>", (0,)), Piece("a", (5,)), Piece("🙂", (6, 7)), Piece("b", (8,))]
