@@ -2,7 +2,6 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.SILENT: $(VENV)/.torch $(VENV)/.demo $(VENV)/.dev protos-check
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -13,6 +12,7 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+.SILENT: $(VENV)/.torch $(VENV)/.demo $(VENV)/.dev protos-check
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help
