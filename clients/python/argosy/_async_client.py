@@ -88,10 +88,9 @@ class AsyncClient:
         """Returns once every area serves. Raises DeadlineExceededError, which says what did not come."""
         deadline = Deadline(timeout)
         for area in areas:
-            while True:
-                last = await self._health_or_error(area, deadline)
-                if last is Health.SERVING:
-                    break
+            last = None
+            while (seen := await self._health_or_error(area, deadline)) is not Health.SERVING:
+                last = _health.more_telling(last, seen)
                 if deadline.remaining() == 0:
                     raise _health.not_ready(self.address, area, last, timeout)
                 await asyncio.sleep(_health.POLL_SECONDS)

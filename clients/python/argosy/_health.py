@@ -48,6 +48,11 @@ def deserialize(packed: bytes) -> Health:
     return _STATES.get(Int32Value.FromString(packed).value, Health.UNKNOWN)
 
 
+def more_telling(before: Health | ArgosyError | None, now: Health | ArgosyError) -> Health | ArgosyError:
+    """What to tell of an area that never serves: the last thing seen of it, rather than that the time was up."""
+    return now if before is None or not isinstance(now, DeadlineExceededError) else before
+
+
 def not_ready(address: str, area: str, last: Health | ArgosyError, timeout: float) -> DeadlineExceededError:
     """An area did not serve in time; `last` is what was seen of it."""
     seen = last.message if isinstance(last, ArgosyError) else f"its health is {last}"
