@@ -31,13 +31,14 @@ class Adder:
     def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         self.batches.append([list(ids) for ids in batch])
         self.entered.release()
-        self.permits.acquire()
+        if not self.permits.acquire(timeout=10):
+            raise TimeoutError("no permit came")
         if any(token_id < 0 for ids in batch for token_id in ids):
             raise ZeroDivisionError("a poisonous id")
         return np.array([(sum(ids), len(ids)) for ids in batch], np.float32)
 
     async def has_entered(self) -> None:
-        await asyncio.to_thread(self.entered.acquire)
+        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
 
 
 @contextmanager
