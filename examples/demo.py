@@ -87,7 +87,9 @@ def tokenization(client: argosy.Client) -> None:
     text = "Anchors aweigh, señor ⚓"
     encoding = client.tokenization.encode(text, byte_spans=True)
     raw = text.encode()
-    pieces = [raw[start:end].decode(errors="replace") for start, end in encoding.byte_spans]
+    # A character that was cut into several tokens gives each of them its whole place: shown once.
+    places = dict.fromkeys(encoding.byte_spans)
+    pieces = [raw[start:end].decode() for start, end in places]
     colours = ("black on cyan", "black on yellow", "black on green", "black on magenta")
     console.print(
         "".join(f"[{colours[index % 4]}]{escape(piece)}[/]" for index, piece in enumerate(pieces)),

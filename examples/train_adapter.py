@@ -66,8 +66,8 @@ def train(base: str, target: str) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"\r  step {step + 1}/{STEPS}, loss {loss.item():.3f}", end="", flush=True)
-    print()
+        if step % 9 == 0:
+            print(f"  step {step + 1}/{STEPS}, loss {loss.item():.3f}", flush=True)
     model.model.layers = layers
     tuned.save_pretrained(target)
 

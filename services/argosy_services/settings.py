@@ -51,7 +51,7 @@ class EmbeddingSettings(_Section):
     """The embedding model."""
 
     model: str = Field(default="all-minilm-l6-v2", description="Name in the model store, or a source URI.")
-    max_batch_tokens: int = Field(default=4_096, ge=16, description="Most tokens, padding included, in one batch.")
+    max_batch_tokens: int = Field(default=1_024, ge=16, description="Most tokens, padding included, in one batch.")
     max_waiting_texts: int = Field(default=16_384, ge=1, description="Most texts that wait; more are refused.")
 
 

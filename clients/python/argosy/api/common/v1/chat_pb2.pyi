@@ -164,11 +164,11 @@ class ChatPrompt(_message.Message):
     """Whether the rendered text ends where the assistant's answer starts. Unset means true."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The messages, oldest first. At least one."""
+        """The messages, oldest first. 1 to 4,096 of them."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """Tools to announce. Names are unique."""
+        """Tools to announce, at most 4,096. Names are unique."""
 
     def __init__(
         self,
