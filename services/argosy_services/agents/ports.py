@@ -13,9 +13,9 @@ from argosy_services.tokenization.types import ChatMessage
 class Completion:
     """What a model is asked to write next.
 
-    `prefix` is text that the answer starts with already: it is put after the rendered chat and is not part of what comes
-    back. With `json_schema` the answer is a JSON value valid under it. `stop` texts end the answer and are left out.
-    `deadline` is a time of `time.monotonic()`.
+    `prefix` is text that the answer starts with already: it is put after the rendered chat and is not part of what
+    comes back. With `json_schema` the answer is a JSON value valid under it. `stop` texts end the answer and are left
+    out. `deadline` is a time of `time.monotonic()`.
     """
 
     messages: Sequence[ChatMessage]

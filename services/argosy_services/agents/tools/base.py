@@ -1,0 +1,109 @@
+"""What a tool is, and how it is called: arguments checked, time bounded, failures told to the model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+
+MAX_OBSERVATION_CHARS = 2_000
+
+
+class Arguments(BaseModel):
+    """The arguments of a tool. The JSON schema of the class is what the model must follow, its validation the check
+    that it did; so every text and every list has a greatest length.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tool(Protocol):
+    """Something that a model may call.
+
+    `description` is written for the model. `timeout_s` bounds one call; it can only end a tool that awaits, so work
+    that blocks belongs on a thread.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def arguments(self) -> type[Arguments]: ...
+    @property
+    def timeout_s(self) -> float: ...
+
+    async def run(self, arguments: Any) -> str:
+        """What the tool found, given an instance of `arguments`. Raises ToolError where it cannot do what is asked."""
+        ...
+
+
+class ToolError(Exception):
+    """A tool cannot do what it was asked. The message is for the model: what is wrong, and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What came of a call: `status` is "ok", "error", "invalid" (arguments) or "timeout"."""
+
+    text: str
+    status: str
+    seconds: float
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the text says what went wrong rather than what was found."""
+        return self.status != "ok"
+
+
+def parameters_schema(tool: Tool) -> dict[str, Any]:
+    """JSON schema of a tool's arguments, of type object."""
+    schema = tool.arguments.model_json_schema(schema_generator=_Untitled)
+    return {key: value for key, value in schema.items() if key not in ("title", "description")}
+
+
+async def call(tool: Tool, arguments: Mapping[str, object], *, at_most_s: float) -> ToolResult:
+    """Calls a tool with arguments that a model wrote; never with such that are not valid.
+
+    Invalid arguments, a ToolError and a timeout come back as results: the model may do better. Anything else that a
+    tool raises is a fault of ours and passes through.
+    """
+    start = time.perf_counter()
+    text, status = await _attempt(tool, arguments, min(tool.timeout_s, at_most_s))
+    return ToolResult(_shortened(text), status, time.perf_counter() - start)
+
+
+async def _attempt(tool: Tool, arguments: Mapping[str, object], timeout_s: float) -> tuple[str, str]:
+    try:
+        valid = tool.arguments.model_validate(arguments)
+    except ValidationError as error:
+        return _problems(error), "invalid"
+    timer = asyncio.timeout(timeout_s)
+    try:
+        async with timer:
+            return await tool.run(valid), "ok"
+    except ToolError as error:
+        return str(error), "error"
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        return f"{tool.name} did not answer within {timeout_s:g} s", "timeout"
+
+
+def _problems(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg']}" for problem in found)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_OBSERVATION_CHARS else text[: MAX_OBSERVATION_CHARS - 6] + " [...]"
+
+
+class _Untitled(GenerateJsonSchema):
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
