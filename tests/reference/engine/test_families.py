@@ -74,10 +74,7 @@ def test_log_probabilities_equal_transformers(family: str, tmp_path: Path, smoll
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(2, 320, (length,), generator=generator).tolist() for length in (2, 7, 30, 33, 100, 170)]
     answers = collector.run(
-        [
-            Request(id=str(index), prompt=prompt, max_tokens=0, score_from=1)
-            for index, prompt in enumerate(prompts)
-        ]
+        [Request(id=str(index), prompt=prompt, max_tokens=0, score_from=1) for index, prompt in enumerate(prompts)]
         + [
             Request(id=f"g{index}", prompt=prompt, max_tokens=40, sampling=Sampling(temperature=0.0))
             for index, prompt in enumerate(prompts)

@@ -22,9 +22,7 @@ GREEDY = Sampling(temperature=0.0)
 def test_64_concurrent_prompts_equal_transformers(
     smol: Collector, reference: torch.nn.Module, prompts: list[list[int]]
 ) -> None:
-    answers = smol.run(
-        [Request(str(index), prompt, 24, GREEDY) for index, prompt in enumerate(prompts)]
-    )
+    answers = smol.run([Request(str(index), prompt, 24, GREEDY) for index, prompt in enumerate(prompts)])
     for index, prompt in enumerate(prompts):
         assert len(answers[str(index)].tokens) == 24
         assert greedy_errors(reference, prompt, answers[str(index)].tokens) == [], f"prompt {index}"
@@ -58,10 +56,7 @@ def test_base_and_adapters_in_one_batch_equal_peft(
     choices = [None, "attention", "everything"]
     chosen = {str(index): choices[index % 3] for index in range(64)}
     answers = smol.run(
-        [
-            Request(str(index), prompt, 16, GREEDY, adapter=chosen[str(index)])
-            for index, prompt in enumerate(prompts)
-        ]
+        [Request(str(index), prompt, 16, GREEDY, adapter=chosen[str(index)]) for index, prompt in enumerate(prompts)]
     )
     differs = 0
     for index, prompt in enumerate(prompts):

@@ -34,9 +34,14 @@ def logits(rows: int = 1, seed: int = 0) -> torch.Tensor:
 
 
 def frequencies(row: torch.Tensor, draws: int = 4000, **sampling: Any) -> torch.Tensor:
-    sequences = [sequence(temperature=sampling.get("temperature", 1.0), seed=seed, **{
-        key: value for key, value in sampling.items() if key != "temperature"
-    }) for seed in range(draws)]
+    sequences = [
+        sequence(
+            temperature=sampling.get("temperature", 1.0),
+            seed=seed,
+            **{key: value for key, value in sampling.items() if key != "temperature"},
+        )
+        for seed in range(draws)
+    ]
     drawn = draw(row.repeat(draws, 1), sequences)
     counts = torch.zeros(VOCAB)
     for token, _ in drawn:
