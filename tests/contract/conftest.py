@@ -5,12 +5,15 @@ The suite asks nothing of the runtime behind it, so that every runtime can be he
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import argosy
 from argosy_services.models.types import LocalModel
@@ -67,3 +70,28 @@ def nothing_leaks(metric: Callable[..., float]) -> Iterator[None]:
     while left := {name: metric(name) for name in (*names, "argosy_rpc_running") if metric(name)}:
         assert time.monotonic() < give_up, f"left behind: {left}"
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def good_adapter(smollm2: LocalModel, adapter_root: Path) -> Path:
+    """A small adapter that loads."""
+    directory = adapter_root / "good"
+    directory.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": smollm2.name,
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for layer in range(30):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj."
+        tensors[name + "lora_A.weight"] = torch.randn(4, 576, generator=generator) * 0.3
+        tensors[name + "lora_B.weight"] = torch.randn(576, 4, generator=generator) * 0.3
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory

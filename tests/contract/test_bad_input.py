@@ -19,7 +19,6 @@ import argosy
 from argosy.api.adapters.v1 import adapters_service_pb2, adapters_service_pb2_grpc
 from argosy.api.embeddings.v1 import embeddings_service_pb2
 from argosy.api.generation.v1 import generation_pb2, generation_service_pb2
-from argosy_services.models.types import LocalModel
 from argosy_services.testing import RunningServer
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -165,31 +164,6 @@ def test_a_client_that_vanishes(fleet: RunningServer, metric: Callable[..., floa
         assert time.monotonic() < give_up
         time.sleep(0.02)
     assert metric("argosy_cancel_to_free_seconds_count") == before + 1
-
-
-@pytest.fixture(scope="session")
-def good_adapter(smollm2: LocalModel, adapter_root: Path) -> Path:
-    """A small adapter that loads."""
-    directory = adapter_root / "good"
-    directory.mkdir()
-    config = {
-        "peft_type": "LORA",
-        "r": 4,
-        "lora_alpha": 8,
-        "target_modules": ["q_proj"],
-        "base_model_name_or_path": smollm2.name,
-        "bias": "none",
-        "task_type": "CAUSAL_LM",
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
-    for layer in range(30):
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj."
-        tensors[name + "lora_A.weight"] = torch.randn(4, 576, generator=generator) * 0.3
-        tensors[name + "lora_B.weight"] = torch.randn(576, 4, generator=generator) * 0.3
-    save_file(tensors, directory / "adapter_model.safetensors")
-    return directory
 
 
 def change_config(directory: Path, **changes: object) -> None:
