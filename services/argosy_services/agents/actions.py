@@ -18,12 +18,11 @@ MAX_ANSWER_CHARS = 600
 _SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def action_schema(tools: Sequence[Tool], *, answer: bool = True) -> str:
-    """JSON schema of one action: a call of one of the tools with valid arguments, or with `answer` the answer."""
+def action_schema(tools: Sequence[Tool]) -> str:
+    """JSON schema of one action: a call of one of the tools with valid arguments, or the answer."""
     actions = [_one(tool.name, parameters_schema(tool)) for tool in tools]
-    if answer:
-        text = {"type": "string", "minLength": 1, "maxLength": MAX_ANSWER_CHARS}
-        actions.append(_one(FINAL_ANSWER, _object({"answer": text})))
+    answer = {"type": "string", "minLength": 1, "maxLength": MAX_ANSWER_CHARS}
+    actions.append(_one(FINAL_ANSWER, _object({"answer": answer})))
     return json.dumps({"anyOf": actions, "x-guidance": _SPELLING})
 
 

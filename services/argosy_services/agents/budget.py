@@ -41,11 +41,14 @@ class Meter:
         return time.monotonic() - self._start
 
     def seconds_left(self) -> float:
-        """Time until the deadline. Raises BudgetSpentError where there is none."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+        """Time until the deadline, not below 0."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        """Raises BudgetSpentError where the tokens or the time are used up."""
+        self.tokens_left()
+        if not self.seconds_left():
             raise BudgetSpentError(Outcome.TIME_LIMIT)
-        return left
 
     def tokens_left(self) -> int:
         """Tokens that may still be generated. Raises BudgetSpentError where there are none."""
@@ -64,7 +67,7 @@ class Meter:
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """The result of `work`, which is cancelled at the deadline. Raises BudgetSpentError then."""
-        timer = asyncio.timeout(self.deadline - time.monotonic())
+        timer = asyncio.timeout(self.seconds_left())
         try:
             async with timer:
                 return await work

@@ -60,8 +60,7 @@ class Run:
 
     async def _work(self) -> AsyncGenerator[ThoughtDelta | ToolRequest | Observation | Answer]:
         while True:
-            self._meter.tokens_left()
-            self._meter.seconds_left()
+            self._meter.check()
             self._steps += 1
             metrics.AGENT_STEPS.inc()
             async with aclosing(self._think()) as deltas:

@@ -1,0 +1,108 @@
+"""Prompts are well-formed data, and their examples say what the tools say."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from importlib.resources import files
+
+import pytest
+
+from argosy_services.agents.actions import action_schema, parse_action
+from argosy_services.agents.memory import Answer, Memory, Observation, Thought, ToolRequest
+from argosy_services.agents.prompt import load_prompt
+from argosy_services.agents.tools.base import Tool, call
+from argosy_services.agents.tools.calculator import Calculator
+from argosy_services.agents.tools.clock import Clock
+from argosy_services.tokenization.types import Role
+
+NAMES = [file.name.removesuffix(".yaml") for file in files("argosy_services.agents").joinpath("prompts").iterdir()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_prompt_is_well_formed(name: str) -> None:
+    prompt = load_prompt(name)
+    assert prompt.version >= 1
+    tools: list[Tool] = [Calculator(), Clock()]
+    text = prompt.system_text(tools)
+    assert "calculator(expression): Computes" in text
+    assert "current_time(timezone): Tells" in text
+    assert "{" not in text
+    assert prompt.labels.action.startswith("\n"), "a thought ends with its line"
+    for example in prompt.examples:
+        assert "\n" not in example.thought
+        if example.call is None:
+            continue
+        said = example.call.observation
+        then = datetime.fromisoformat(said.split(" ")[2]) if example.call.tool == "current_time" else datetime.min
+        at_that_time: dict[str, Tool] = {tool.name: tool for tool in (Calculator(), Clock(lambda then=then: then))}
+        result = await call(at_that_time[example.call.tool], example.call.arguments, at_most_s=1)
+        assert (result.text, result.status) == (said, "ok")
+
+
+def test_examples_follow_the_tools() -> None:
+    prompt = load_prompt("react")
+    used = {example.call.tool if example.call else None for example in prompt.examples_of([Calculator()])}
+    assert used == {"calculator", None}
+    assert {example.call for example in prompt.examples_of([])} == {None}
+
+
+def test_memory_is_the_conversation() -> None:
+    prompt = load_prompt("react")
+    memory = Memory(prompt, "What is 1 + 1?", [Calculator()])
+    head = memory.messages()
+    assert (head[0].role, head[-1].role, head[-1].content) == (Role.SYSTEM, Role.USER, "What is 1 + 1?")
+    assert memory.opening() == "Thought:"
+    memory.add(Thought(1, "I need the calculator."))
+    assert memory.messages() == head
+    assert memory.opening() == "Thought: I need the calculator.\nAction:\n"
+    request = ToolRequest(1, "call_1", "calculator", {"expression": "1 + 1"})
+    memory.add(request)
+    assert not memory.has_result
+    memory.add(Observation(1, "call_1", "1 + 1 = 2", is_error=False, seconds=0.0))
+    assert memory.has_result
+    memory.add(Observation(2, "call_2", "no", is_error=True, seconds=0.0))
+    assert not memory.has_result
+    assert [(message.role, message.content) for message in memory.messages()[len(head) :]] == [
+        (Role.ASSISTANT, f"Thought: I need the calculator.\nAction:\n{request.action()}"),
+        (Role.USER, "Observation: 1 + 1 = 2"),
+        (Role.USER, "Observation: Error: no"),
+    ]
+
+
+def test_roles_alternate() -> None:
+    messages = Memory(load_prompt("react"), "task", [Calculator(), Clock()]).messages()
+    roles = [message.role for message in messages]
+    assert roles[1:] == [Role.USER, Role.ASSISTANT] * ((len(roles) - 2) // 2) + [Role.USER]
+
+
+def test_old_steps_are_left_out() -> None:
+    memory = Memory(load_prompt("react"), "task", [Calculator()])
+    head = len(memory.messages())
+    for step in range(1, 65):
+        memory.add(Thought(step, f"thought {step}"))
+        memory.add(ToolRequest(step, f"call_{step}", "calculator", {"expression": "1"}))
+        memory.add(Observation(step, f"call_{step}", "1 = 1", is_error=False, seconds=0.0))
+    shown = memory.messages()[head:]
+    assert len(shown) == 2 * 12
+    assert "thought 53" in shown[0].content
+
+
+def test_actions_are_read_as_they_are_written() -> None:
+    tools = [Calculator(), Clock()]
+    request = ToolRequest(3, "call_2", "current_time", {"timezone": "Asia/Tokyo"})
+    answer = Answer(4, 'It is "late" – 21:00.\n')
+    assert parse_action(request.action(), step=3, call_id="call_2", tools=tools) == request
+    assert parse_action(answer.action(), step=4, call_id="", tools=tools) == answer
+
+
+def test_schema_holds_what_is_offered() -> None:
+    def names(schema: str) -> list[str]:
+        return [one["properties"]["tool"]["const"] for one in json.loads(schema)["anyOf"]]
+
+    assert names(action_schema([Calculator(), Clock()])) == ["calculator", "current_time", "final_answer"]
+    assert names(action_schema([])) == ["final_answer"]
+    for one in json.loads(action_schema([Calculator(), Clock()]))["anyOf"]:
+        assert one["required"] == ["tool", "arguments"]
+        assert one["additionalProperties"] is False
+        assert one["properties"]["arguments"]["additionalProperties"] is False
