@@ -7,6 +7,7 @@ from datetime import datetime
 from importlib.resources import files
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
 from argosy_services.agents.actions import action_schema, parse_action
 from argosy_services.agents.memory import Answer, Memory, Observation, Thought, ToolRequest
@@ -14,6 +15,7 @@ from argosy_services.agents.prompt import load_prompt
 from argosy_services.agents.tools.base import Tool, call
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
+from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.types import Role
 
 NAMES = [file.name.removesuffix(".yaml") for file in files("argosy_services.agents").joinpath("prompts").iterdir()]
@@ -106,3 +108,21 @@ def test_schema_holds_what_is_offered() -> None:
         assert one["required"] == ["tool", "arguments"]
         assert one["additionalProperties"] is False
         assert one["properties"]["arguments"]["additionalProperties"] is False
+
+
+def test_examples_are_what_the_schema_lets_through(smollm2: LocalModel) -> None:
+    # As the engine compiles a schema: the examples have to be spelt as constrained decoding writes.
+    grammar = LLMatcher.grammar_from_json_schema(
+        action_schema([Calculator(), Clock()]), overrides={"whitespace_flexible": False}
+    )
+    tokenizer = LLTokenizer((smollm2.path / "tokenizer.json").read_text(encoding="utf-8"))
+    actions = [Answer(2, example.answer).action() for example in load_prompt("react").examples]
+    for example in load_prompt("react").examples:
+        if example.call is not None:
+            actions.append(ToolRequest(1, "", example.call.tool, example.call.arguments).action())
+    for text in actions:
+        ids = tokenizer.tokenize_str(text)
+        assert LLMatcher(tokenizer, grammar).validate_tokens(ids) == len(ids), text
+    for text in ('{"tool": "shell"', '{"tool": "calculator", "arguments": {"expression": "the'):
+        ids = tokenizer.tokenize_str(text)
+        assert LLMatcher(tokenizer, grammar).validate_tokens(ids) < len(ids), text

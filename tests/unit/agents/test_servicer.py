@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -23,12 +24,14 @@ from argosy_services.rpc.gate import Gate
 
 from .scripted import MODEL, ScriptedModel, action, answer
 
+if TYPE_CHECKING:
+    from argosy.api.agents.v1.agents_service_pb2_grpc import AgentsServiceAsyncStub as Stub
+
 Spec = agent_pb2.AgentSpec
 AgentBudget = agent_pb2.AgentBudget
 RunAgentRequest = agents_service_pb2.RunAgentRequest
 RunAgentResponse = agents_service_pb2.RunAgentResponse
 ListToolsRequest = agents_service_pb2.ListToolsRequest
-Stub = agents_service_pb2_grpc.AgentsServiceStub
 
 SOLVED = ["I need it", action("calculator", expression="6 * 7"), "I have it", answer("6 * 7 = 42")]
 
@@ -63,7 +66,7 @@ async def stub(stage: Stage) -> AsyncIterator[Stub]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Stub(channel)
+        yield agents_service_pb2_grpc.AgentsServiceStub(channel)
     await server.stop(grace=None)
 
 
@@ -87,9 +90,9 @@ def counted(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"argosy_{name}_total", labels) or 0.0
 
 
-async def eventually(holds: object) -> None:
+async def eventually(holds: Callable[[], object]) -> None:
     for _ in range(500):
-        if holds():  # type: ignore[operator]
+        if holds():
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it did not come")
@@ -143,7 +146,10 @@ async def test_events_of_a_run(stub: Stub, stage: Stage) -> None:
     ],
 )
 async def test_a_spent_budget_is_no_error(
-    stub: Stub, stage: Stage, budget: agent_pb2.AgentBudget, outcome: agent_pb2.RunOutcome
+    stub: Stub,
+    stage: Stage,
+    budget: agent_pb2.AgentBudget,
+    outcome: agent_pb2.RunOutcome,
 ) -> None:
     stage.says("a thought", answer("a guess"))
     events = await run(stub, Spec(task="task", budget=budget))
@@ -183,7 +189,13 @@ async def test_tools_can_be_narrowed(stub: Stub, stage: Stage) -> None:
         (Spec(task="a", temperature=float("nan")), "INVALID_FIELD", "spec.temperature"),
     ],
 )
-async def test_wrong_requests(stub: Stub, stage: Stage, spec: agent_pb2.AgentSpec, reason: str, field: str) -> None:
+async def test_wrong_requests(
+    stub: Stub,
+    stage: Stage,
+    spec: agent_pb2.AgentSpec,
+    reason: str,
+    field: str,
+) -> None:
     code, info = await error_of(stub, spec)
     assert (code, info.reason, info.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, reason, field)
     assert stage.model.asked == []
