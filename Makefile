@@ -13,6 +13,8 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 .SILENT: $(VENV)/.torch $(VENV)/.demo $(VENV)/.dev protos-check
+# As `argosy serve` has it; see embedded.py.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help

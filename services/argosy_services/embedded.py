@@ -57,6 +57,9 @@ Build = Callable[[Settings], Fleet]
 
 def build_all(settings: Settings) -> Fleet:
     """Loads everything that the settings name."""
+    # Idle threads of a step would spin while they wait, and steal the time of those that work where cores are few or
+    # shared: on two busy cores a step took twice as long. OpenMP reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imports torch, which takes longer than anything else before the port answers.
     from argosy_services.bootstrap import build
 

@@ -39,6 +39,10 @@ class GenerationSettings(_Section):
         default=65_536, ge=256, description="Tokens that the key-value cache holds, over all sequences."
     )
     block_tokens: int = Field(default=16, ge=1, le=256, description="Tokens in one block of the cache.")
+    prefix_cache: bool = Field(
+        default=True,
+        description="Share computed beginnings of prompts; off where timing must not tell what others asked.",
+    )
     max_batch: int = Field(default=64, ge=1, le=4096, description="Most sequences in one step.")
     max_step_tokens: int = Field(default=512, ge=16, description="Most tokens that one step computes.")
     max_waiting: int = Field(default=256, ge=0, description="Most sequences that wait; one more is refused.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from argosy.api.adapters.v1 import adapter_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 
+from argosy.api.adapters.v1 import adapter_pb2 as pb
 from argosy_services.adapters.types import AdapterRecord, AdapterState
 
 _STATES: dict[AdapterState, pb.AdapterState.ValueType] = {

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from argosy.api.adapters.v1 import adapters_service_pb2 as pb
-
 from argosy_services.adapters.convert import read_seconds, write_adapter
 from argosy_services.adapters.service import DEFAULT_DRAIN_S, AdaptersService
 from argosy_services.adapters.types import AdapterRecord

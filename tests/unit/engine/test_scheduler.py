@@ -15,8 +15,8 @@ BLOCK = 4
 BLOCKS = 12
 
 
-def sequence(name: str, prompt: int, answer: int) -> Sequence:
-    return Sequence.of(Request(id=name, prompt=[1] * prompt, max_tokens=answer))
+def sequence(name: str, prompt: int, answer: int, token: int = 1, adapter: str | None = None) -> Sequence:
+    return Sequence.of(Request(id=name, prompt=[token] * prompt, max_tokens=answer, adapter=adapter))
 
 
 def run_step(scheduler: Scheduler) -> list[Work]:
@@ -24,7 +24,7 @@ def run_step(scheduler: Scheduler) -> list[Work]:
     work = scheduler.schedule()
     for item in work:
         assert item.start == item.sequence.computed
-        item.sequence.computed += item.count
+    scheduler.advance(work)
     for item in work:
         if item.sequence.pending == 0:
             item.sequence.tokens.append(2)
@@ -42,7 +42,11 @@ def run_step(scheduler: Scheduler) -> list[Work]:
 )
 def test_every_load_finishes(loads: list[tuple[int, int]], max_batch: int, budget: int, cancels: set[int]) -> None:
     scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK), max_batch=max_batch, max_step_tokens=budget)
-    sequences = [sequence(str(index), *load) for index, load in enumerate(loads)]
+    # Some share their prompts, some only the tokens and not the adapter.
+    sequences = [
+        sequence(str(index), *load, token=1 + index % 2, adapter="a" if index % 3 else None)
+        for index, load in enumerate(loads)
+    ]
     for item in sequences:
         scheduler.add(item)
     for step in range(20_000):
@@ -97,3 +101,42 @@ def test_a_leaked_block_is_found() -> None:
     item.table.pop()
     with pytest.raises(RuntimeError, match="leaked"):
         scheduler.check_integrity()
+
+
+def test_a_known_beginning_is_shared_and_not_computed_again() -> None:
+    scheduler = Scheduler(BlockAllocator(20, BLOCK), max_batch=4, max_step_tokens=64)
+    first, second = sequence("first", 10, 9), sequence("second", 10, 9)
+    other = sequence("other adapter", 10, 9, adapter="a")
+    scheduler.add(first)
+    run_step(scheduler)
+    scheduler.add(second)
+    scheduler.add(other)
+    run_step(scheduler)
+    assert second.cached == 8
+    assert second.table[:2] == first.table[:2]
+    assert second.table[2] != first.table[2]
+    assert other.cached == 0
+    assert not set(other.table) & set(first.table)
+    scheduler.remove(first)
+    scheduler.check_integrity()
+    assert len(second.table) == 3
+
+
+def test_what_is_kept_gives_way_and_is_found_as_long_as_it_stays() -> None:
+    scheduler = Scheduler(BlockAllocator(6, BLOCK), max_batch=4, max_step_tokens=64)
+    # The longest unused goes first, and of one text its end: the first block of 1 outlives two other texts.
+    for token, cached in ((1, 0), (1, 8), (2, 0), (3, 0), (1, 4), (1, 8)):
+        item = sequence(f"{token}", 11, 1, token=token)
+        scheduler.add(item)
+        run_step(scheduler)
+        assert item.cached == cached
+        assert scheduler.blocks.in_use == 0
+
+
+def test_prefixes_are_not_shared_when_told_not_to() -> None:
+    scheduler = Scheduler(BlockAllocator(20, BLOCK, share_prefixes=False), max_batch=4, max_step_tokens=64)
+    for _ in range(2):
+        item = sequence("again", 11, 1)
+        scheduler.add(item)
+        run_step(scheduler)
+        assert item.cached == 0

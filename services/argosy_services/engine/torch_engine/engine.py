@@ -182,7 +182,7 @@ class TorchEngine:
         return Parts(
             model=self._model.name,
             scheduler=Scheduler(
-                BlockAllocator(blocks, settings.block_tokens),
+                BlockAllocator(blocks, settings.block_tokens, share_prefixes=settings.prefix_cache),
                 max_batch=settings.max_batch,
                 max_step_tokens=settings.max_step_tokens,
             ),

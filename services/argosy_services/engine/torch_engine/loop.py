@@ -149,8 +149,7 @@ class EngineLoop(threading.Thread):
         if not work:
             return
         logits, spans = self.parts.runner.run(work)
-        for item in work:
-            item.sequence.computed += item.count
+        self.parts.scheduler.advance(work)
         scored = [span for span in spans if span.work.sequence.request.score_from is not None]
         for span in scored:
             self._score(logits[span.first : span.first + span.count], span)
@@ -192,6 +191,7 @@ class EngineLoop(threading.Thread):
                 token_ids=(token,),
                 logprobs=() if logprobs is None else (logprobs,),
                 finish=finish,
+                cached_tokens=sequence.cached,
                 timings=sequence.timings(now) if finish is not None or sequence.generated == 1 else None,
             )
         )
@@ -212,6 +212,7 @@ class EngineLoop(threading.Thread):
                 sequence.request.id,
                 logprobs=tuple(sequence.scores),
                 finish=Finish.STOP,
+                cached_tokens=sequence.cached,
                 timings=sequence.timings(now),
             )
         )

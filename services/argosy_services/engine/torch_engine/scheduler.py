@@ -2,7 +2,8 @@
 
 Continuous batching (Yu et al., Orca, 2022) with chunked prefill (Agrawal et al., Sarathi, 2023): each step first gives
 every decoding sequence its one token, then fills the rest of its token budget with prompts, those admitted before new
-ones. When blocks run out the youngest sequence is put back to the queue and computed again later.
+ones. Known beginnings of prompts are shared and not computed again. When blocks run out the youngest sequence is put
+back to the queue and computed again later.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
+from argosy_services.engine.torch_engine.kv_cache import BlockAllocator, extend_digests
 from argosy_services.engine.torch_engine.sequence import Sequence
 
 
@@ -86,13 +87,37 @@ class Scheduler:
     def _admit(self, budget: int, work: list[Work]) -> None:
         while self.waiting and budget and len(self.running) < self.max_batch:
             sequence = self.waiting[0]
+            known = self._known_prefix(sequence)
+            in_use = len(known) - self.blocks.unused(known)
             # One token more than the prompt, so that an admitted sequence is not put back at once.
-            if self.blocks.needed(sequence.pending + 1) > self.blocks.free:
+            if self.blocks.needed(sequence.pending + 1) - in_use > self.blocks.free:
                 break
             self.waiting.popleft()
             self.running.append(sequence)
-            sequence.admitted = sequence.admitted or time.monotonic()
+            self.blocks.share(sequence.table, known)
+            sequence.computed = len(known) * self.blocks.block_tokens
+            if not sequence.admitted:
+                sequence.admitted, sequence.cached = time.monotonic(), sequence.computed
             budget -= self._extend(sequence, budget, work)
+
+    def _known_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the beginning of a sequence already; the logits that it waits for are still computed."""
+        size = self.blocks.block_tokens
+        extend_digests(sequence.digests, sequence.tokens, size, sequence.request.adapter or "")
+        first_wanted = (
+            len(sequence.tokens) - 1 if sequence.request.score_from is None else sequence.request.score_from - 1
+        )
+        return self.blocks.find(sequence.digests[: first_wanted // size])
+
+    def advance(self, work: list[Work]) -> None:
+        """Takes note that a step's work was computed, and makes its full blocks known."""
+        size = self.blocks.block_tokens
+        for item in work:
+            sequence = item.sequence
+            sequence.computed += item.count
+            extend_digests(sequence.digests, sequence.tokens, size, sequence.request.adapter or "")
+            for index in range(item.start // size, sequence.computed // size):
+                self.blocks.remember(sequence.table[index], sequence.digests[index])
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -12,7 +12,8 @@ from argosy_services.engine.base import Request, Timings, TokenLogprobs
 class Sequence:
     """One running or waiting request.
 
-    `tokens` are prompt and answer; `computed` of them have their keys and values in the blocks of `table`. `scores`
+    `tokens` are prompt and answer; `computed` of them have their keys and values in the blocks of `table`, of which
+    `cached` tokens were found there on admission. `digests` name the full blocks; see `kv_cache.py`. `scores`
     collects what a scoring request asked for. `matcher` is the state of its grammar, None without one. Times are those
     of `time.monotonic()`, 0 until they come.
     """
@@ -23,7 +24,9 @@ class Sequence:
     admitted: float = 0.0
     first_token: float = 0.0
     computed: int = 0
+    cached: int = 0
     table: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
     scores: list[TokenLogprobs] = field(default_factory=list)
     matcher: object | None = None
 

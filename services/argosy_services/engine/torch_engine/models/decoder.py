@@ -12,7 +12,7 @@ import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.models.rope import rope_tables, rotate
-from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights
+from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, project
 
 
 class Attention(Protocol):
@@ -64,7 +64,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[rows, vocab]` of `hidden` `[rows, hidden]`."""
-        return torch.nn.functional.linear(hidden, self.weights.head).float()
+        return project(hidden, self.weights.head).float()
 
     def adaptable(self) -> dict[str, tuple[int, int]]:
         """(out_features, in_features) of every projection that an adapter may change, by module path."""

@@ -12,6 +12,16 @@ from safetensors import safe_open
 
 from argosy_services.engine.torch_engine.config import DecoderConfig, UnsupportedModelError
 
+# For so few rows MKL multiplies a third faster with the weight on the left, 3,072 x 576 in float32 on two cores.
+_FEW_ROWS = range(2, 33)
+
+
+def project(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`states` `[rows, in]` times the transpose of `weight` `[out, in]`, plus `bias` `[out]`; gives `[rows, out]`."""
+    if bias is None and states.device.type == "cpu" and len(states) in _FEW_ROWS:
+        return torch.mm(weight, states.T).T.contiguous()
+    return torch.nn.functional.linear(states, weight, bias)
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -22,7 +32,7 @@ class Linear:
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """`[rows, in]` to `[rows, out]`."""
-        return torch.nn.functional.linear(states, self.weight, self.bias)
+        return project(states, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
