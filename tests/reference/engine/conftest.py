@@ -84,7 +84,7 @@ def reference(smollm2: LocalModel) -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def prompts(smollm2: LocalModel) -> list[list[int]]:
-    """64 prompts of 1 to 400 tokens, cut from ordinary English."""
+    """64 prompts of 1 to 220 tokens, cut from ordinary English."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(smollm2.path / "tokenizer.json"))
@@ -93,7 +93,7 @@ def prompts(smollm2: LocalModel) -> list[list[int]]:
         f"Chapter {index}. What sailors know about {topics[index % 8]} and {topics[(index * 3 + 1) % 8]} is this: " * 24
         for index in range(64)
     ]
-    lengths = [1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 48, 64, 90, 130, 200, 400]
+    lengths = [1, 2, 3, 5, 8, 15, 16, 17, 24, 31, 33, 48, 64, 80, 100, 220]
     return [tokenizer.encode(text).ids[: lengths[index % 16]] for index, text in enumerate(texts)]
 
 

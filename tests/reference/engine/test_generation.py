@@ -24,11 +24,11 @@ def test_64_concurrent_prompts_equal_transformers(
 ) -> None:
     answers = smol.run([Request(str(index), prompt, 24, GREEDY) for index, prompt in enumerate(prompts)])
     for index, prompt in enumerate(prompts):
-        assert len(answers[str(index)].tokens) == 24
+        assert len(answers[str(index)].tokens) == 16
         assert greedy_errors(reference, prompt, answers[str(index)].tokens) == [], f"prompt {index}"
     for index in (0, 7, 15):
         generated = reference.generate(  # type: ignore[operator]
-            torch.tensor([prompts[index]]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
+            torch.tensor([prompts[index]]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         assert generated[0, len(prompts[index]) :].tolist() == answers[str(index)].tokens
 
@@ -56,7 +56,7 @@ def test_base_and_adapters_in_one_batch_equal_peft(
     choices = [None, "attention", "everything"]
     chosen = {str(index): choices[index % 3] for index in range(64)}
     answers = smol.run(
-        [Request(str(index), prompt, 16, GREEDY, adapter=chosen[str(index)]) for index, prompt in enumerate(prompts)]
+        [Request(str(index), prompt, 10, GREEDY, adapter=chosen[str(index)]) for index, prompt in enumerate(prompts)]
     )
     differs = 0
     for index, prompt in enumerate(prompts):
@@ -119,12 +119,12 @@ def test_cancelling_half_frees_its_blocks_and_leaves_the_others_alone(
 def test_a_small_cache_preempts_and_changes_nothing(
     smollm2: LocalModel, smol: Collector, prompts: list[list[int]]
 ) -> None:
-    chosen = [prompt for prompt in prompts if len(prompt) <= 48][:12]
-    expected = smol.run([Request(f"e{index}", prompt, 40, GREEDY) for index, prompt in enumerate(chosen)])
+    chosen = [prompt for prompt in prompts if len(prompt) <= 48][:10]
+    expected = smol.run([Request(f"e{index}", prompt, 28, GREEDY) for index, prompt in enumerate(chosen)])
     tokenizer = (smollm2.path / "tokenizer.json").read_text()
-    engine = create_engine(smollm2, settings(kv_cache_tokens=384, max_step_tokens=48), tokenizer)
+    engine = create_engine(smollm2, settings(kv_cache_tokens=256, max_step_tokens=48), tokenizer)
     collector = Collector(engine)
-    answers = collector.run([Request(str(index), prompt, 40, GREEDY) for index, prompt in enumerate(chosen)])
+    answers = collector.run([Request(str(index), prompt, 28, GREEDY) for index, prompt in enumerate(chosen)])
     assert engine.stats().preemptions > 0
     for index in range(len(chosen)):
         assert answers[str(index)].tokens == expected[f"e{index}"].tokens
@@ -139,9 +139,9 @@ def test_a_full_queue_refuses_and_recovers(smollm2: LocalModel, prompts: list[li
     engine = create_engine(smollm2, settings(kv_cache_tokens=2048, max_batch=2, max_waiting=1), tokenizer)
     collector = Collector(engine)
     for name in "abc":
-        engine.submit(Request(name, prompts[3], 30, GREEDY))
+        engine.submit(Request(name, prompts[3], 16, GREEDY))
     with pytest.raises(ArgosyError) as refused:
-        engine.submit(Request("d", prompts[3], 30, GREEDY))
+        engine.submit(Request("d", prompts[3], 16, GREEDY))
     assert refused.value.reason is Reason.QUEUE_FULL
     assert refused.value.retry_after_s
     answers = collector.wait(["a", "b", "c"])
