@@ -94,6 +94,7 @@ class EmbeddedServer:
     async def open(self) -> None:
         """Takes both ports; from here on calls are answered, with STARTING. Raises StartupError."""
         settings = self.settings
+        metrics.READY.set(0)
         metrics_port, self._close_metrics = _serve_metrics(settings.metrics_host, settings.metrics_port)
         self.metrics_address = _join(settings.metrics_host, metrics_port)
         server = _make_server(settings.max_message_bytes)

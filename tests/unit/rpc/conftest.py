@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 
 from argosy.api.adapters.v1 import adapters_service_pb2 as adapters_pb
 from argosy.api.agents.v1 import agents_service_pb2 as agents_pb
@@ -107,6 +108,8 @@ class Wire:
 
 @pytest.fixture
 async def wire() -> AsyncIterator[Wire]:
+    # Other tests run whole servers in this process, which set a level of their own.
+    structlog.reset_defaults()
     gate, auth = Gate(), Authenticator([KEY])
     servicer = ScriptedServicer(gate, auth)
     table = MethodTable(gate, auth)
