@@ -49,7 +49,7 @@ def test_base_and_adapters_in_one_batch_equal_peft(
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(smollm2.path, dtype=torch.float32), config)
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
-                torch.nn.init.normal_(parameter, std=0.05)
+                torch.nn.init.normal_(parameter, std=0.1)
         model.save_pretrained(tmp_path / name)
         tuned[name] = model.eval()
         smol.engine.load_adapter(name, smol.engine.read_adapter(tmp_path / name)).result(30)
@@ -63,9 +63,9 @@ def test_base_and_adapters_in_one_batch_equal_peft(
         adapter, answer = chosen[str(index)], answers[str(index)].tokens
         if adapter is not None:
             assert greedy_errors(tuned[adapter], prompt, answer) == [], f"prompt {index} with {adapter}"
-            with tuned[adapter].disable_adapter():
-                differs += bool(greedy_errors(tuned[adapter], prompt, answer))
-    assert differs > 20, "the adapters must change answers, or this test shows nothing"
+        elif index < 24:
+            differs += any(greedy_errors(model, prompt, answer) for model in tuned.values())
+    assert differs > 4, "the adapters must change answers, or this test shows nothing"
     for name in configs:
         smol.engine.unload_adapter(name).result(30)
     assert smol.engine.stats().adapters == 0
@@ -88,9 +88,8 @@ def test_scores_equal_transformers(smol: Collector, reference: torch.nn.Module, 
 
 
 def test_cancelling_half_frees_its_blocks_and_leaves_the_others_alone(
-    smol: Collector, prompts: list[list[int]]
+    smol: Collector, reference: torch.nn.Module, prompts: list[list[int]]
 ) -> None:
-    alone = smol.run([Request(f"alone{index}", prompts[index], 24, GREEDY) for index in range(0, 64, 16)])
     cancelled: set[str] = set()
     enough = threading.Event()
 
@@ -104,12 +103,13 @@ def test_cancelling_half_frees_its_blocks_and_leaves_the_others_alone(
 
     smol.on_token = cancel_odd
     for index, prompt in enumerate(prompts):
-        smol.engine.submit(Request(str(index), prompt, 24, GREEDY))
+        smol.engine.submit(Request(str(index), prompt, 16, GREEDY))
     survivors = smol.wait([str(index) for index in range(0, 64, 2)])
     smol.on_token = None
     assert enough.is_set()
-    for index in range(0, 64, 16):
-        assert survivors[str(index)].tokens == alone[f"alone{index}"].tokens
+    for index in range(0, 64, 2):
+        assert len(survivors[str(index)].tokens) == 16
+        assert greedy_errors(reference, prompts[index], survivors[str(index)].tokens) == [], f"prompt {index}"
     smol.engine.check_integrity().result(10)  # type: ignore[attr-defined]
     assert smol.engine.stats().kv_blocks_in_use == 0
     for name in cancelled:

@@ -21,7 +21,7 @@ PARTS = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=30), st.sampled_from(ODD), st.text("abc XYZ.,'!-", max_size=20)
 )
 SHORT = st.lists(PARTS, max_size=8).map("".join)
-BATCHES = st.lists(SHORT, min_size=20, max_size=20)
+BATCHES = st.lists(SHORT, min_size=40, max_size=40)
 LONGEST = 100_000
 
 EVERY = {"deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -30,7 +30,7 @@ EVERY = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 @settings(max_examples=50, **EVERY)
 @given(texts=BATCHES, limit=st.integers(2, 40), skip=st.booleans())
 def test_texts(pair: Any, texts: list[str], limit: int, skip: bool) -> None:
-    """50 batches of 20 texts for each of the two tokenizers."""
+    """50 batches of 40 texts for each of the two tokenizers."""
     assert_same(pair, texts, limit=limit, skip=skip)
 
 
