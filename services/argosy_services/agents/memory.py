@@ -93,6 +93,15 @@ class Memory:
         observations = [record for record in self._records if isinstance(record, Observation)]
         return bool(observations) and not observations[-1].is_error
 
+    @property
+    def goes_round(self) -> bool:
+        """Whether the last call succeeded, and had been made before: to make it again brings nothing new."""
+        calls = [record for record in self._records if isinstance(record, ToolRequest)]
+        if not (calls and self.has_result):
+            return False
+        *before, last = ((request.tool, request.arguments) for request in calls)
+        return last in before
+
     def add(self, record: Record) -> None:
         """Appends what happened next."""
         self._records.append(record)

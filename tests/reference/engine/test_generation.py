@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,29 @@ def test_structured_output_always_validates(smol: Collector, smollm2: LocalModel
         assert set(value) == {"name", "age", "kind"}
         assert 0 <= value["age"] <= 130
         assert len(value["name"]) <= 12
+
+
+@pytest.mark.parametrize("most", [40, 5, 1])
+def test_forced_tokens_are_those_that_would_be_drawn(smol: Collector, smollm2: LocalModel, most: int) -> None:
+    """Log-probabilities have every token drawn."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(smollm2.path / "tokenizer.json"))
+    grammar = Grammar(
+        GrammarKind.REGEX, "The (harbour|lighthouse) keeper said that the (tide|wind) would turn before dawn\\."
+    )
+    prompt = tokenizer.encode("A story: ").ids
+    steps = smol.engine.stats().steps
+    jumped = smol.run([Request("jumped", prompt, most, GREEDY, grammar=grammar)])["jumped"]
+    jumps = smol.engine.stats().steps - steps
+    drawn = smol.run([Request("drawn", prompt, most, replace(GREEDY, logprobs=0), grammar=grammar)])["drawn"]
+    assert (jumped.tokens, jumped.finish) == (drawn.tokens, drawn.finish)
+    assert len(drawn.logprobs) == len(drawn.tokens) <= most
+    if most == 40:
+        assert drawn.finish is Finish.STOP
+        assert jumps < len(jumped.tokens) / 2
+    else:
+        assert (drawn.finish, len(drawn.tokens)) == (Finish.LENGTH, most)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ async def test_what_the_model_is_asked() -> None:
 
 
 async def test_the_last_step_offers_the_answer_only() -> None:
-    model = ScriptedModel(["a", CALCULATE, "b", CALCULATE, "c", answer("395")])
+    model = ScriptedModel(["a", CALCULATE, "b", action("calculator", expression="1 + 1"), "c", answer("395")])
     events = await events_of(model, AgentSpec("task", budget=Budget(max_steps=3)))
     assert [offered(completion) for completion in model.asked[1::2]] == [
         ["calculator", "echo", "final_answer"],
@@ -108,6 +108,15 @@ async def test_the_last_step_offers_the_answer_only() -> None:
     ]
     assert finished(events).outcome is Outcome.ANSWERED
     assert [event.call_id for event in events if isinstance(event, ToolRequest)] == ["call_1", "call_2"]
+
+
+async def test_after_a_call_that_was_made_before_only_the_answer_is_offered() -> None:
+    fails = action("echo", text="fail")
+    model = ScriptedModel(["a", fails, "b", fails, "c", CALCULATE, "d", CALCULATE, "e", answer("395")])
+    events = await events_of(model, AgentSpec("task", budget=Budget(max_steps=8)))
+    every = ["calculator", "echo", "final_answer"]
+    assert [offered(completion) for completion in model.asked[1::2]] == [every, every, every, every, ["final_answer"]]
+    assert finished(events).outcome is Outcome.ANSWERED
 
 
 @pytest.mark.parametrize("before", [[], ["a", action("echo", text="fail")]])

@@ -31,15 +31,25 @@ class Matcher:
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         return torch.from_numpy(bits[:vocab_size].astype(bool))
 
-    def accept(self, token_id: int) -> None:
-        """Goes on by a token that was allowed."""
-        if not self._matcher.consume_token(token_id):
+    def accept(self, *token_ids: int) -> None:
+        """Goes on by tokens that were allowed. Raises INVALID_GRAMMAR."""
+        if not self._matcher.consume_tokens(list(token_ids)):
             raise ArgosyError(
                 Reason.INVALID_GRAMMAR,
                 f"the grammar became too complex to follow: {self._matcher.get_error()}; simplify it",
                 field="structured_output",
                 detail=self._matcher.get_error(),
             )
+
+    def accept_forced(self) -> list[int]:
+        """Goes on by the tokens that nothing but they may follow, and returns them. Raises INVALID_GRAMMAR.
+
+        Drawing them would be work without a choice (jump-forward decoding, Zheng et al., SGLang, 2024).
+        """
+        forced = self._matcher.compute_ff_tokens()
+        if forced:
+            self.accept(*forced)
+        return forced
 
 
 class GrammarCompiler:

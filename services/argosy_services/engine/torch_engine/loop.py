@@ -174,25 +174,19 @@ class EngineLoop(threading.Thread):
 
     def _take(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
         request = sequence.request
-        sequence.tokens.append(token)
-        finish = None
-        if token in request.stop_token_ids:
-            finish = Finish.STOP
-        elif isinstance(sequence.matcher, Matcher):
-            sequence.matcher.accept(token)
-            finish = Finish.STOP if sequence.matcher.finished else None
-        if finish is None and sequence.generated >= request.max_tokens:
-            finish = Finish.LENGTH
+        first = sequence.generated == 0
+        tokens, finish = _take_in(sequence, token)
+        sequence.tokens.extend(tokens)
         if finish is not None:
             self._remove(sequence)
         self._outputs.append(
             StepOutput(
                 request.id,
-                token_ids=(token,),
+                token_ids=tuple(tokens),
                 logprobs=() if logprobs is None else (logprobs,),
                 finish=finish,
                 cached_tokens=sequence.cached,
-                timings=sequence.timings(now) if finish is not None or sequence.generated == 1 else None,
+                timings=sequence.timings(now) if finish is not None or first else None,
             )
         )
 
@@ -259,6 +253,24 @@ class EngineLoop(threading.Thread):
             steps=self._steps,
             preemptions=scheduler.preemptions,
         )
+
+
+def _take_in(sequence: Sequence, token: int) -> tuple[list[int], Finish | None]:
+    """The drawn token with those that its grammar forces after it, and why the sequence ends with them, if it does."""
+    request, matcher = sequence.request, sequence.matcher
+    tokens = [token]
+    if isinstance(matcher, Matcher) and token not in request.stop_token_ids:
+        matcher.accept(token)
+        # The logits of a forced token are never there when it is handed out, and log-probabilities come from them.
+        if request.sampling.logprobs is None:
+            tokens += matcher.accept_forced()
+    room = request.max_tokens - sequence.generated
+    for count, taken in enumerate(tokens[:room], 1):
+        if taken in request.stop_token_ids:
+            return tokens[:count], Finish.STOP
+    if len(tokens) <= room and isinstance(matcher, Matcher) and matcher.finished:
+        return tokens, Finish.STOP
+    return tokens[:room], Finish.LENGTH if len(tokens) >= room else None
 
 
 def not_running() -> ArgosyError:
