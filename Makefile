@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 .SILENT: $(VENV)/.torch $(VENV)/.demo $(VENV)/.dev protos-check
 # As `argosy serve` has it; see embedded.py.
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 10000
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help

@@ -57,9 +57,10 @@ Build = Callable[[Settings], Fleet]
 
 def build_all(settings: Settings) -> Fleet:
     """Loads everything that the settings name."""
-    # Idle threads of a step would spin while they wait, and steal the time of those that work where cores are few or
-    # shared: on two busy cores a step took twice as long. OpenMP reads this once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How often an idle thread of a step looks again before it sleeps. By default for milliseconds, which steals the time
+    # of others where cores are few or shared; not at all makes each of a step's many products wait for a wake-up.
+    # GNU's OpenMP reads this once, when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Imports torch, which takes longer than anything else before the port answers.
     from argosy_services.bootstrap import build
 

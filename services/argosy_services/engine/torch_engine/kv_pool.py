@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
@@ -11,8 +14,8 @@ class KvPool:
     """Keys and values of every layer, each `[kv_heads, slots, head_dim]`; a slot holds one token of one block.
 
     Head-major, so that a gathered sequence is contiguous for each head and attention is one batched product. Zeroed, so
-    that a slot which was never written can be read (and masked) without poisoning a sum; the operating system hands out
-    the zero pages only once they are touched.
+    that a slot which was never written can be read (and masked) without poisoning a sum. On a CPU the memory is taken from
+    the operating system as it is written: a large cache neither delays the start nor costs what is not used.
     """
 
     def __init__(
@@ -20,8 +23,8 @@ class KvPool:
     ) -> None:
         shape = (config.kv_heads, blocks * block_tokens, config.head_dim)
         self.block_tokens = block_tokens
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+        self.keys = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(config.layers)]
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Stores `[tokens, kv_heads, head_dim]` at int64 `slots` `[tokens]`."""
@@ -31,3 +34,14 @@ class KvPool:
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at int64 `slots` `[n]`, each `[kv_heads, n, head_dim]`."""
         return self.keys[layer].index_select(1, slots), self.values[layer].index_select(1, slots)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Pages that the system gives, and clears, on first use; torch's zeros are written at once.
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        # A block is a page or so of each tensor: huge pages would have two megabytes cleared for each.
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
