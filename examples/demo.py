@@ -144,7 +144,7 @@ def embeddings(client: argosy.Client) -> None:
 
 def adapters(client: argosy.Client, directory: Path) -> None:
     chapter("6", "Adapters", "A LoRA adapter goes live while requests run; base and adapter share one batch.")
-    story = client.generation.stream([user("Tell a long story about the sea.")], max_tokens=36, temperature=0.0)
+    story = client.generation.stream([user("Tell a long story about the sea.")], max_tokens=24, temperature=0.0)
     arrivals: list[float] = []
     reader = threading.Thread(target=lambda: arrivals.extend(time.monotonic() for _ in story.text()))
     reader.start()

@@ -57,8 +57,8 @@ Build = Callable[[Settings], Fleet]
 
 def build_all(settings: Settings) -> Fleet:
     """Loads everything that the settings name."""
-    # How often an idle thread of a step looks again before it sleeps. By default for milliseconds, which steals the time
-    # of others where cores are few or shared; not at all makes each of a step's many products wait for a wake-up.
+    # How often an idle thread of a step looks again before it sleeps. By default it does so for milliseconds, which
+    # steals the time of others where cores are few; not at all makes each of a step's many products wait for a wake-up.
     # GNU's OpenMP reads this once, when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Imports torch, which takes longer than anything else before the port answers.
@@ -288,7 +288,7 @@ def _serve_metrics(host: str, port: int) -> tuple[int, Callable[[], None]]:
 def _load_failure(error: Exception) -> StartupError:
     if isinstance(error, ArgosyError | ModelStoreError):
         return StartupError(f"cannot load the models: {error}")
-    if isinstance(error, ImportError):
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("argosy"):
         return StartupError(f"packages are missing: {error}; install them with `pip install 'argosy[services]'`")
     return StartupError(
         f"cannot load the models: {type(error).__name__}: {error}; check their files with `argosy models verify` or "

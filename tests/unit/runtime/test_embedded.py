@@ -238,7 +238,11 @@ async def test_a_taken_port_is_a_clear_error(settings: Settings, fleet: SmallFle
             DamagedModelError("file x is missing; fetch it again with `argosy models pull x`"),
             "cannot load the models: file x is missing; fetch it again with `argosy models pull x`",
         ),
-        (ModuleNotFoundError("No module named 'torch'"), "install them with `pip install 'argosy[services]'`"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            "install them with `pip install 'argosy[services]'`",
+        ),
+        (ModuleNotFoundError("No module named 'argosy_services.x'", name="argosy_services.x"), "argosy_services.x"),
         (ValueError("header too large"), "ValueError: header too large; check their files with `argosy models verify`"),
     ],
 )

@@ -14,8 +14,8 @@ class KvPool:
     """Keys and values of every layer, each `[kv_heads, slots, head_dim]`; a slot holds one token of one block.
 
     Head-major, so that a gathered sequence is contiguous for each head and attention is one batched product. Zeroed, so
-    that a slot which was never written can be read (and masked) without poisoning a sum. On a CPU the memory is taken from
-    the operating system as it is written: a large cache neither delays the start nor costs what is not used.
+    that a slot which was never written can be read (and masked) without poisoning a sum. On a CPU the memory is taken
+    from the operating system as it is written: a large cache neither delays the start nor costs what is not used.
     """
 
     def __init__(

@@ -52,7 +52,9 @@ class _RunOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunOutcome
     RUN_OUTCOME_ANSWERED: _RunOutcome.ValueType  # 1
     """The model gave an answer."""
     RUN_OUTCOME_STEP_LIMIT: _RunOutcome.ValueType  # 2
-    """The steps were used up."""
+    """The steps were used up: the last one allowed nothing but an answer, and the tool call before it, if there was one,
+    had failed. The answer is sent all the same.
+    """
     RUN_OUTCOME_TOKEN_LIMIT: _RunOutcome.ValueType  # 3
     """The tokens were used up."""
     RUN_OUTCOME_TIME_LIMIT: _RunOutcome.ValueType  # 4
@@ -66,7 +68,9 @@ RUN_OUTCOME_UNSPECIFIED: RunOutcome.ValueType  # 0
 RUN_OUTCOME_ANSWERED: RunOutcome.ValueType  # 1
 """The model gave an answer."""
 RUN_OUTCOME_STEP_LIMIT: RunOutcome.ValueType  # 2
-"""The steps were used up."""
+"""The steps were used up: the last one allowed nothing but an answer, and the tool call before it, if there was one,
+had failed. The answer is sent all the same.
+"""
 RUN_OUTCOME_TOKEN_LIMIT: RunOutcome.ValueType  # 3
 """The tokens were used up."""
 RUN_OUTCOME_TIME_LIMIT: RunOutcome.ValueType  # 4
