@@ -179,7 +179,7 @@ def agent(client: argosy.Client) -> None:
     task = "What is 17 * 23 + 4?"
     console.print(f"[bold]{task}[/]")
     thinking = False
-    for event in client.agents.run(task):
+    for event in client.agents.run(task, tools=["calculator"]):
         match event:
             case argosy.ThoughtDelta():
                 console.print(("" if thinking else "  [dim]thought:[/] ") + escape(event.text), end="")

@@ -2,8 +2,8 @@
 
 Made for very small models. The thought is one short line of free text; it serves the model, which chooses better after
 having named what it needs. The action is generated under a JSON schema that holds exactly the tools of the run, so it
-always is a call that can be carried out. Only the answer is offered in the last step of the budget, and after a
-call that did again what an earlier one had done.
+always is a call that can be carried out. Only the answer is offered in the last step of the budget, and to a model
+that would do again what it has done.
 """
 
 from __future__ import annotations
@@ -88,7 +88,13 @@ class Run:
         self._memory.add(Thought(self._steps, thought.strip()))
 
     async def _act(self) -> ToolRequest | Answer:
-        tools = [] if self._is_last or self._memory.goes_round else list(self._tools.values())
+        action = await self._choose([] if self._is_last else list(self._tools.values()))
+        if isinstance(action, ToolRequest) and self._memory.repeats(action):
+            # Small models like to go round in circles; they have what they need.
+            return await self._choose([])
+        return action
+
+    async def _choose(self, tools: Sequence[Tool]) -> ToolRequest | Answer:
         completion = self._completion(MAX_ACTION_TOKENS, json_schema=action_schema(tools))
         text = ""
         async with aclosing(self._write(completion)) as chunks:

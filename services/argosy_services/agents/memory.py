@@ -93,14 +93,10 @@ class Memory:
         observations = [record for record in self._records if isinstance(record, Observation)]
         return bool(observations) and not observations[-1].is_error
 
-    @property
-    def goes_round(self) -> bool:
-        """Whether the last call succeeded, and had been made before: to make it again brings nothing new."""
-        calls = [record for record in self._records if isinstance(record, ToolRequest)]
-        if not (calls and self.has_result):
-            return False
-        *before, last = ((request.tool, request.arguments) for request in calls)
-        return last in before
+    def repeats(self, request: ToolRequest) -> bool:
+        """Whether a call was made before and the last one succeeded: to make it again would bring nothing new."""
+        before = [(record.tool, record.arguments) for record in self._records if isinstance(record, ToolRequest)]
+        return self.has_result and (request.tool, request.arguments) in before
 
     def add(self, record: Record) -> None:
         """Appends what happened next."""

@@ -110,12 +110,15 @@ async def test_the_last_step_offers_the_answer_only() -> None:
     assert [event.call_id for event in events if isinstance(event, ToolRequest)] == ["call_1", "call_2"]
 
 
-async def test_after_a_call_that_was_made_before_only_the_answer_is_offered() -> None:
+async def test_a_call_that_was_made_before_becomes_an_answer() -> None:
     fails = action("echo", text="fail")
-    model = ScriptedModel(["a", fails, "b", fails, "c", CALCULATE, "d", CALCULATE, "e", answer("395")])
+    model = ScriptedModel(["a", fails, "b", fails, "c", CALCULATE, "d", CALCULATE, answer("395")])
     events = await events_of(model, AgentSpec("task", budget=Budget(max_steps=8)))
     every = ["calculator", "echo", "final_answer"]
-    assert [offered(completion) for completion in model.asked[1::2]] == [every, every, every, every, ["final_answer"]]
+    actions = [offered(completion) for completion in model.asked if completion.json_schema is not None]
+    assert actions == [every, every, every, every, ["final_answer"]]
+    assert [event.step for event in events if isinstance(event, ToolRequest)] == [1, 2, 3]
+    assert events[-2] == Answer(4, "395")
     assert finished(events).outcome is Outcome.ANSWERED
 
 
