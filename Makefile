@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Point it at a wheel of your choice, for instance one without CUDA, which saves some 3 GB.
 TORCH ?= torch==2.13.0
-# Processes of `make test`. Each holds models of its own.
+# Processes of `make test`, one thread of torch each. Each holds models of its own.
 TEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -32,7 +32,7 @@ install: $(VENV)/.dev ## Make the environment for development in .venv
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the tests
-	$(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: check
 check: lint types protos-check docs-check sdk-check test ## Do everything that CI does

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from argosy_services.models.store import ModelStore
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import Settings
+
+# A shell has what it starts in the background ignore Ctrl-C, which then goes for all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _model(name: str) -> LocalModel:

@@ -31,7 +31,7 @@ def adapter_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fleet(smollm2: LocalModel, minilm: LocalModel, adapter_root: Path) -> Iterator[RunningServer]:
     """The running fleet, in float32."""
     settings = Settings(
-        generation=GenerationSettings(model=smollm2.name, dtype="float32", kv_cache_tokens=12_288),
+        generation=GenerationSettings(model=smollm2.name, dtype="float32", kv_cache_tokens=12_288, threads=1),
         embeddings={"model": minilm.name},  # type: ignore[arg-type]
         adapters=AdapterSettings(roots=(adapter_root,)),
         log_level="warning",

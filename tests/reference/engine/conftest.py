@@ -60,7 +60,7 @@ class Collector:
 
 
 def settings(**changes: object) -> GenerationSettings:
-    return GenerationSettings(**{"dtype": "float32", "kv_cache_tokens": 12_288, **changes})  # type: ignore[arg-type]
+    return GenerationSettings(**{"dtype": "float32", "kv_cache_tokens": 12_288, "threads": 1, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
