@@ -12,6 +12,7 @@ from argosy.api.embeddings.v1.embeddings_service_pb2_grpc import add_EmbeddingsS
 from argosy.api.generation.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 from argosy.api.tokenization.v1.tokenization_service_pb2_grpc import add_TokenizationServiceServicer_to_server
 from argosy_services import metrics
+from argosy_services.adapters.leases import LocalLeases
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.servicer import AdaptersServicer
 from argosy_services.agents.local_model import LocalChatModel
@@ -59,7 +60,7 @@ class Fleet:
             max_size_bytes=settings.adapters.max_size_bytes,
             cache_dir=settings.data_dir / "adapter-cache",
         )
-        self.generation = GenerationService([ServedModel(language, self.engine, tokenizer)], self.adapters)
+        self.generation = GenerationService([ServedModel(language, self.engine, tokenizer)], LocalLeases(self.adapters))
         self.agents = AgentsService(
             LocalChatModel(self.generation), [Calculator(), Clock()], max_running=settings.agents.max_running
         )

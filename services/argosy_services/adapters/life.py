@@ -11,7 +11,7 @@ from pathlib import Path
 
 from argosy_services.adapters.registry import Adapter
 from argosy_services.adapters.sources import SourceDirectory
-from argosy_services.engine.base import Engine
+from argosy_services.engine.base import AdapterHost
 
 
 class Leaving(Exception):  # noqa: N818 - not a failure
@@ -25,7 +25,7 @@ class Life:
     whether an engine holds it: what must be freed in the end.
     """
 
-    def __init__(self, adapter: Adapter, engine: Engine, source: SourceDirectory) -> None:
+    def __init__(self, adapter: Adapter, engine: AdapterHost, source: SourceDirectory) -> None:
         self.adapter = adapter
         self.engine = engine
         self.source = source

@@ -24,7 +24,7 @@ from argosy_services.adapters.registry import Adapter, AdapterRegistry, failure_
 from argosy_services.adapters.sources import AdapterSources, FetchCancelled
 from argosy_services.adapters.types import FINAL, AdapterRecord, AdapterState, Failure
 from argosy_services.adapters.watch import WatchEvent, watch
-from argosy_services.engine.base import AdapterWeights, Engine
+from argosy_services.engine.base import AdapterHost, AdapterWeights
 from argosy_services.errors import ArgosyError, Reason, invalid_field, model_not_found
 from argosy_services.generation.ports import Lease
 
@@ -51,7 +51,7 @@ class AdaptersService:
     """
 
     def __init__(
-        self, engines: Mapping[str, Engine], roots: Sequence[Path], max_size_bytes: int, cache_dir: Path
+        self, engines: Mapping[str, AdapterHost], roots: Sequence[Path], max_size_bytes: int, cache_dir: Path
     ) -> None:
         self._engines = dict(engines)
         self._sources = AdapterSources(roots, max_size_bytes)
@@ -142,7 +142,7 @@ class AdaptersService:
 
     @contextmanager
     def lease(self, name: str, on_revoke: Callable[[], None]) -> Iterator[Lease]:
-        """The right to use an adapter for the length of a `with` block (`generation.ports.AdapterLeases`)."""
+        """The right to use an adapter for the length of a `with` block; see `generation.ports.AdapterLeases`."""
         ticket = self._registry.lease(name, on_revoke)
         adapter = ticket.adapter
         try:
@@ -152,7 +152,7 @@ class AdaptersService:
             if life := self._lives.get(adapter.key):
                 life.lease_ended()
 
-    def _engine(self, base_model: str) -> tuple[str, Engine]:
+    def _engine(self, base_model: str) -> tuple[str, AdapterHost]:
         known = list(self._engines)
         name = base_model or next(iter(known), "")
         engine = self._engines.get(name)

@@ -59,6 +59,9 @@ class Request:
     `stop_token_ids` end the sequence; the model's own end tokens are among them unless the caller ignores those.
     `adapter` is the key under which the adapter was loaded. With `score_from` set nothing is generated: the
     log-probabilities of the prompt's tokens from that position on are returned, and `max_tokens` is 0.
+
+    `generated` are tokens of the answer that another engine drew before this one took over. They count against
+    `max_tokens` and `min_tokens` and are not handed out again; what follows is what would have followed there.
     """
 
     id: str
@@ -70,6 +73,7 @@ class Request:
     adapter: str | None = None
     grammar: Grammar | None = None
     score_from: int | None = None
+    generated: Sequence[int] = ()
 
 
 class Finish(enum.Enum):
@@ -168,18 +172,20 @@ class AdapterWeights(Protocol):
 StepCallback = Callable[[list[StepOutput]], None]
 
 
-class Engine(Protocol):
+class SequenceRunner(Protocol):
     """Runs sequences. Every method may be called from any thread."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     def start(self, on_step: StepCallback) -> None:
-        """Starts the engine's thread. `on_step` is called on it, once a step; it must be fast and must not raise."""
+        """Starts the work. `on_step` is called once a step, on whichever thread does the work; it must be fast and must
+        not raise.
+        """
         ...
 
     def close(self) -> None:
-        """Stops the thread; sequences that still run end with FAILED (DRAINING)."""
+        """Stops the work; sequences that still run end with FAILED (DRAINING)."""
         ...
 
     def submit(self, request: Request) -> None:
@@ -194,6 +200,10 @@ class Engine(Protocol):
         """Compiles a grammar. Raises INVALID_GRAMMAR. Takes milliseconds: not for an event loop's thread."""
         ...
 
+
+class AdapterHost(Protocol):
+    """Takes adapters in and out. Every method may be called from any thread."""
+
     def read_adapter(self, directory: Path) -> AdapterWeights:
         """Reads and validates a PEFT adapter. Raises ADAPTER_INVALID or WRONG_BASE_MODEL. Blocks on disk."""
         ...
@@ -207,6 +217,10 @@ class Engine(Protocol):
         (ADAPTER_NOT_READY).
         """
         ...
+
+
+class Engine(SequenceRunner, AdapterHost, Protocol):
+    """Owns a model and one thread that runs it."""
 
     def stats(self) -> EngineStats:
         """The picture after the last step."""

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import structlog
 
-from argosy_services.engine.base import Engine, Finish, Request, StepOutput
+from argosy_services.engine.base import Finish, Request, SequenceRunner, StepOutput
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.deadline import deadline_exceeded
 from argosy_services.generation.progress import Meters, Progress
@@ -23,7 +23,7 @@ log = structlog.get_logger("argosy.generation")
 class EngineBridge:
     """Owns the life of an engine and shares its outputs out. Lives on the event loop's thread."""
 
-    def __init__(self, engine: Engine, model: str) -> None:
+    def __init__(self, engine: SequenceRunner, model: str) -> None:
         self.engine = engine
         self.meters = Meters(model)
         self._model = model

@@ -8,7 +8,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from argosy_services.engine.base import Engine, Grammar, Request
+from argosy_services.engine.base import Grammar, Request, SequenceRunner
 from argosy_services.errors import ArgosyError
 from argosy_services.generation import options
 from argosy_services.generation.answer import ChoiceWriter
@@ -28,7 +28,7 @@ class Plan:
     tokenization_s: float
 
 
-async def plan(spec: GenerationSpec, engine: Engine, tokenizer: Tokenizer, sequence_id: str) -> Plan:
+async def plan(spec: GenerationSpec, engine: SequenceRunner, tokenizer: Tokenizer, sequence_id: str) -> Plan:
     """Checks and tokenizes a request. The ids of its sequences begin with `sequence_id`.
 
     Raises INVALID_FIELD, INPUT_TOO_LARGE, PROMPT_TOO_LONG, INVALID_GRAMMAR, CHAT_TEMPLATE_MISSING or
@@ -63,7 +63,7 @@ async def plan(spec: GenerationSpec, engine: Engine, tokenizer: Tokenizer, seque
     return Plan(requests, writers, len(ids), tokenization_s)
 
 
-async def _grammar(spec: GenerationSpec, engine: Engine) -> Grammar | None:
+async def _grammar(spec: GenerationSpec, engine: SequenceRunner) -> Grammar | None:
     if spec.form is None:
         return None
     grammar = grammar_of(spec.form)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +23,8 @@ class Lease:
 class AdapterLeases(Protocol):
     """Gives leases. Filled by the adapter registry."""
 
-    def lease(self, name: str, on_revoke: Callable[[], None]) -> AbstractContextManager[Lease]:
-        """A lease for the length of a `with` block.
+    def lease(self, name: str, on_revoke: Callable[[], None]) -> AbstractAsyncContextManager[Lease]:
+        """A lease for the length of an `async with` block.
 
         Raises ADAPTER_NOT_FOUND or ADAPTER_NOT_READY. `on_revoke` is called, on the event loop's thread, when the
         adapter must leave and its drain deadline has passed: the holder then ends its sequences with ADAPTER_NOT_READY.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from argosy_services.engine.base import Engine, StepOutput
+from argosy_services.engine.base import SequenceRunner, StepOutput
 from argosy_services.errors import ArgosyError, Reason, model_not_found, tokenizer_mismatch
 from argosy_services.generation import scoring
 from argosy_services.generation.answer import ChoiceWriter
@@ -40,7 +40,7 @@ class ServedModel:
     """A model, the engine that runs it and its tokenizer."""
 
     local: LocalModel
-    engine: Engine
+    engine: SequenceRunner
     tokenizer: Tokenizer
 
 
@@ -93,13 +93,14 @@ class GenerationService:
         async with until(deadline):
             job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id))
         run = self._bridges[served.local.name].run(deadline)
-        with self._lease(spec.adapter, run) as lease, run:
-            for request in job.requests:
-                run.submit(replace(request, adapter=lease and lease.key))
-            yield Started(_origin(request_id, served, lease), job.prompt_tokens)
-            while any(writer.finished is None for writer in job.writers.values()):
-                for event in _advance(await run.next(), job.writers, run):
-                    yield event
+        async with self._lease(spec.adapter, run) as lease:
+            with run:
+                for request in job.requests:
+                    run.submit(replace(request, adapter=lease and lease.key))
+                yield Started(_origin(request_id, served, lease), job.prompt_tokens)
+                while any(writer.finished is None for writer in job.writers.values()):
+                    for event in _advance(await run.next(), job.writers, run):
+                        yield event
         progress = run.progress.values()
         usage = Usage(
             prompt_tokens=job.prompt_tokens,
@@ -122,12 +123,13 @@ class GenerationService:
         tokenization_s = time.monotonic() - arrived
         run = self._bridges[served.local.name].run(deadline)
         sequence_id = self._sequence_id(request_id)
-        with self._lease(spec.adapter, run) as lease, run:
-            requests = [
-                scoring.request(f"{sequence_id}-{index}", *sequence, adapter=lease and lease.key)
-                for index, sequence in enumerate(sequences)
-            ]
-            scores = await scoring.run_all(run, requests)
+        async with self._lease(spec.adapter, run) as lease:
+            with run:
+                requests = [
+                    scoring.request(f"{sequence_id}-{index}", *sequence, adapter=lease and lease.key)
+                    for index, sequence in enumerate(sequences)
+                ]
+                scores = await scoring.run_all(run, requests)
         progress = run.progress.values()
         usage = Usage(
             prompt_tokens=sum(sequence.prompt_tokens for sequence in progress),
@@ -149,12 +151,12 @@ class GenerationService:
         # Callers choose request ids and may use one twice; the engine's must be unique.
         return f"{request_id}-{next(self._numbers)}"
 
-    @contextmanager
-    def _lease(self, adapter: str, run: Run) -> Iterator[Lease | None]:
+    @asynccontextmanager
+    async def _lease(self, adapter: str, run: Run) -> AsyncIterator[Lease | None]:
         if not adapter:
             yield None
             return
-        with self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter))) as lease:
+        async with self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter))) as lease:
             yield lease
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -202,11 +202,11 @@ class ScriptedLeases:
     given: int = 0
     revoke: Callable[[], None] | None = None
 
-    def lease(self, name: str, on_revoke: Callable[[], None]) -> AbstractContextManager[Lease]:
+    def lease(self, name: str, on_revoke: Callable[[], None]) -> AbstractAsyncContextManager[Lease]:
         return self._lease(name, on_revoke)
 
-    @contextmanager
-    def _lease(self, name: str, on_revoke: Callable[[], None]) -> Iterator[Lease]:
+    @asynccontextmanager
+    async def _lease(self, name: str, on_revoke: Callable[[], None]) -> AsyncIterator[Lease]:
         if name != "pirate":
             raise adapter_not_found(name)
         self.held += 1

@@ -101,6 +101,7 @@ class EngineLoop(threading.Thread):
         elif request.grammar is not None:
             try:
                 sequence.matcher = self.parts.grammars.matcher(request.grammar)
+                sequence.matcher.accept(*request.generated)
             except ArgosyError as error:
                 self._fail(sequence, error)
 
@@ -174,7 +175,7 @@ class EngineLoop(threading.Thread):
 
     def _take(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
         request = sequence.request
-        first = sequence.generated == 0
+        first = sequence.generated == len(request.generated)
         tokens, finish = _take_in(sequence, token)
         sequence.tokens.extend(tokens)
         if finish is not None:

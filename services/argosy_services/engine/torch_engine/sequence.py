@@ -33,7 +33,7 @@ class Sequence:
     @classmethod
     def of(cls, request: Request) -> Sequence:
         """A sequence that has not run yet."""
-        return cls(request, list(request.prompt))
+        return cls(request, [*request.prompt, *request.generated])
 
     @property
     def generated(self) -> int:
