@@ -1,9 +1,9 @@
-"""The composition root: the only module that knows which classes a fleet is made of."""
+"""The composition root: which classes a fleet is made of. Both runtimes make their services here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from argosy.api.adapters.v1.adapters_service_pb2_grpc import add_AdaptersServiceServicer_to_server
@@ -16,18 +16,19 @@ from argosy_services.adapters.leases import LocalLeases
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.servicer import AdaptersServicer
 from argosy_services.agents.local_model import LocalChatModel
+from argosy_services.agents.ports import Generation
 from argosy_services.agents.service import AgentsService
 from argosy_services.agents.servicer import AgentsServicer
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
-from argosy_services.embeddings.encoder import Encoder
 from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
-from argosy_services.engine.base import Engine, EngineStats
+from argosy_services.engine.base import AdapterHost, Engine, EngineStats
 from argosy_services.engine.factory import create_engine
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.models.store import ModelStore
+from argosy_services.models.types import LocalModel
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import MethodTable
 from argosy_services.rpc.gate import Gate
@@ -42,28 +43,14 @@ class Fleet:
 
     def __init__(self, settings: Settings) -> None:
         """Loads the models. Blocks for seconds. Raises ArgosyError or UnsupportedModelError."""
-        store = ModelStore(settings.models_dir)
-        language = store.get(settings.generation.model)
-        sentences = store.get(settings.embeddings.model)
+        language = language_model(settings)
         tokenizer = Tokenizer.load(language)
         self.engine = create_engine(language, settings.generation, tokenizer.json)
-        encoder = Encoder.load(sentences)
-        self.tokenization = TokenizationService([tokenizer, encoder.tokenizer], default=language.name)
-        self.embeddings = EmbeddingsService(
-            [encoder],
-            max_batch_tokens=settings.embeddings.max_batch_tokens,
-            max_waiting_texts=settings.embeddings.max_waiting_texts,
-        )
-        self.adapters = AdaptersService(
-            {language.name: self.engine},
-            roots=settings.adapter_roots,
-            max_size_bytes=settings.adapters.max_size_bytes,
-            cache_dir=settings.data_dir / "adapter-cache",
-        )
+        self.tokenization = make_tokenization([tokenizer, Tokenizer.load(sentence_model(settings))])
+        self.embeddings = make_embeddings(settings)
+        self.adapters = make_adapters(settings, {language.name: self.engine})
         self.generation = GenerationService([ServedModel(language, self.engine, tokenizer)], LocalLeases(self.adapters))
-        self.agents = AgentsService(
-            LocalChatModel(self.generation), [Calculator(), Clock()], max_running=settings.agents.max_running
-        )
+        self.agents = make_agents(settings, self.generation)
         self._model = language.name
 
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
@@ -79,7 +66,7 @@ class Fleet:
         self.generation.start()
         self.adapters.start()
         self.embeddings.start()
-        _watch_engine(self._model, self.engine)
+        watch_engine(self._model, self.engine)
 
     async def close(self) -> None:
         """Stops what `start` started, callers before what they call."""
@@ -94,12 +81,54 @@ def build(settings: Settings) -> Fleet:
     return Fleet(settings)
 
 
+def language_model(settings: Settings) -> LocalModel:
+    """The generation model's files. Raises ArgosyError or ModelStoreError."""
+    return ModelStore(settings.models_dir).get(settings.generation.model)
+
+
+def sentence_model(settings: Settings) -> LocalModel:
+    """The embedding model's files. Raises ArgosyError or ModelStoreError."""
+    return ModelStore(settings.models_dir).get(settings.embeddings.model)
+
+
+def make_tokenization(tokenizers: Sequence[Tokenizer]) -> TokenizationService:
+    """The tokenization service; the first tokenizer is the default."""
+    return TokenizationService(tokenizers, default=tokenizers[0].info.model)
+
+
+def make_embeddings(settings: Settings) -> EmbeddingsService:
+    """The embeddings service over one model. Blocks for seconds. Raises ArgosyError."""
+    # Imports torch; most replicas of a cluster do without.
+    from argosy_services.embeddings.encoder import Encoder
+
+    return EmbeddingsService(
+        [Encoder.load(sentence_model(settings))],
+        max_batch_tokens=settings.embeddings.max_batch_tokens,
+        max_waiting_texts=settings.embeddings.max_waiting_texts,
+    )
+
+
+def make_adapters(settings: Settings, hosts: Mapping[str, AdapterHost]) -> AdaptersService:
+    """The adapters service over the engines of base models."""
+    return AdaptersService(
+        hosts,
+        roots=settings.adapter_roots,
+        max_size_bytes=settings.adapters.max_size_bytes,
+        cache_dir=settings.data_dir / "adapter-cache",
+    )
+
+
+def make_agents(settings: Settings, generation: Generation) -> AgentsService:
+    """The agents service over the generation service, with the tools that are safe for everybody."""
+    return AgentsService(LocalChatModel(generation), [Calculator(), Clock()], max_running=settings.agents.max_running)
+
+
 def _add(server: MethodTable, add: Callable[[Any, Any], None], servicer: object) -> None:
     # The generated functions ask for their own base classes and for a real server; they use neither.
     add(servicer, server)
 
 
-def _watch_engine(model: str, engine: Engine) -> None:
+def watch_engine(model: str, engine: Engine) -> None:
     """Lets the gauges of an engine read its latest picture whenever they are scraped."""
     readings: dict[metrics.Gauge, Callable[[EngineStats], int]] = {
         metrics.SEQUENCES_RUNNING: lambda stats: stats.running,

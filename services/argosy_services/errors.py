@@ -52,6 +52,14 @@ class ArgosyError(Exception):
         self.retry_after_s = retry_after_s
         self.metadata = {key: _short(value) for key, value in metadata.items()}
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Lets Ray carry it between the processes of a cluster with its reason and facts."""
+        return _rebuild, (self.reason, self.message, self.retry_after_s, self.metadata)
+
+
+def _rebuild(reason: Reason, message: str, retry_after_s: float | None, metadata: dict[str, str]) -> ArgosyError:
+    return ArgosyError(reason, message, retry_after_s=retry_after_s, **metadata)
+
 
 def invalid_field(field: str, problem: str, *, limit: object, value: object) -> ArgosyError:
     """A field is missing or out of range: `problem` completes the sentence "<field> ..."."""

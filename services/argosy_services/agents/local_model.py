@@ -1,4 +1,4 @@
-"""The chat model of agents that run in the generation service's own process."""
+"""The chat model of agents, made of the generation service."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from argosy_services.agents.ports import Chunk, Completion
+from argosy_services.agents.ports import Chunk, Completion, Generation
 from argosy_services.engine.base import Grammar, GrammarKind
-from argosy_services.generation.service import GenerationService
 from argosy_services.generation.types import (
     ChatPrompt,
     ChoiceFinished,
@@ -23,9 +22,9 @@ from argosy_services.tokenization.types import Chat
 
 
 class LocalChatModel:
-    """A `ChatModel` without a network in between."""
+    """A `ChatModel` over the generation service."""
 
-    def __init__(self, service: GenerationService) -> None:
+    def __init__(self, service: Generation) -> None:
         self._service = service
 
     async def complete(self, completion: Completion) -> AsyncIterator[Chunk]:

@@ -1,11 +1,12 @@
-"""What agents ask of the fleet: a chat model. In one process it is the generation service, on a cluster a client."""
+"""What agents ask of the fleet: the generation service, and over it a chat model."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
 from argosy_services.tokenization.types import ChatMessage
 
 
@@ -51,4 +52,18 @@ class ChatModel(Protocol):
 
     def check_model(self, model: str) -> str:
         """The full name of a model ("" means the default). Raises MODEL_NOT_FOUND."""
+        ...
+
+
+class Generation(Protocol):
+    """The generation service: in one process the service itself, on a cluster a handle to it."""
+
+    def stream(
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Generates; the first event is Started, the last one Finished. See `GenerationService.stream`."""
+        ...
+
+    def model(self, name: str) -> ModelInfo:
+        """One model, the default one for an empty name. Raises MODEL_NOT_FOUND."""
         ...

@@ -140,6 +140,11 @@ class Batcher:
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="embeddings", daemon=True)
 
+    @property
+    def waiting_texts(self) -> int:
+        """Texts that have been admitted and not yet computed."""
+        return self._waiting
+
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()

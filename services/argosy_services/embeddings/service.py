@@ -40,6 +40,11 @@ class EmbeddingsService:
         self._default = models[0].info.name
         self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
 
+    @property
+    def waiting_texts(self) -> int:
+        """Texts that wait to be computed."""
+        return self._batcher.waiting_texts
+
     def start(self) -> None:
         """Starts the thread that computes."""
         self._batcher.start()

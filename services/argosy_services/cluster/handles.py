@@ -1,0 +1,212 @@
+"""The neighbours of a service on a cluster, reached by handles of Ray Serve.
+
+Nothing here retries or decides: each class gives one port of the cores a shape that works across processes. Errors of
+the fleet travel as values, because Ray wraps what is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from argosy_services.cluster.remote_engine import ReplicaLost
+from argosy_services.engine.base import AdapterWeights, Grammar, Request, StepOutput
+from argosy_services.errors import ArgosyError, Reason, model_not_found
+from argosy_services.generation.ports import Lease
+from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
+
+log = structlog.get_logger("argosy.cluster")
+T = TypeVar("T")
+
+ENGINE = "Engine"
+
+
+def engines() -> DeploymentHandle:
+    """The engine replicas of the generation application."""
+    return serve.get_deployment_handle(ENGINE, app_name="generation")
+
+
+def service(area: str) -> DeploymentHandle:
+    """The replicas behind the port of a service, for calls that are not part of its schema."""
+    return serve.get_app_handle(area)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What a replica read of an adapter; `directory` is where every replica finds its files."""
+
+    directory: str
+    version: str
+    rank: int
+    target_modules: tuple[str, ...]
+    size_bytes: int
+
+
+@contextmanager
+def _losing() -> Any:
+    """Tells the end of a replica from what its code raises."""
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayActorError as lost:
+        raise ReplicaLost(type(lost).__name__) from lost
+
+
+class HandleEngines:
+    """`remote_engine.EngineReplicas` over the handle of the engine deployment."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def run(self, request: Request) -> AsyncGenerator[list[StepOutput]]:
+        """Runs a sequence on the replica that the router takes."""
+        batches: Any = self._handle.options(stream=True).run.remote(request)
+        try:
+            with _losing():
+                async for batch in batches:
+                    yield batch
+        finally:
+            batches.cancel()
+
+    async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
+        """Asks any replica."""
+        with _losing():
+            return await self._handle.check_grammar.remote(grammar)
+
+
+class FleetAdapters:
+    """`engine.base.AdapterHost` that loads and unloads on every engine replica. Lives on one event loop.
+
+    `resident` says what replicas that come later must load before they are ready.
+    """
+
+    def __init__(self, handle: Callable[[], DeploymentHandle], loop: asyncio.AbstractEventLoop) -> None:
+        self.resident: dict[str, str] = {}
+        self._handle = handle
+        self._loop = loop
+
+    def read_adapter(self, directory: Path) -> AdapterWeights:
+        """Has one replica read and check an adapter; for threads other than the event loop's."""
+        return _value(asyncio.run_coroutine_threadsafe(self._read(directory), self._loop).result())
+
+    def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
+        """Loads on all replicas; done when every one has it."""
+        if not isinstance(weights, AdapterFacts):
+            raise TypeError(f"these weights were read by another engine: {type(weights).__name__}")
+        return asyncio.run_coroutine_threadsafe(self._load(key, weights.directory), self._loop)
+
+    def unload_adapter(self, key: str) -> Future[None]:
+        """Unloads on all replicas."""
+        return asyncio.run_coroutine_threadsafe(self._unload(key), self._loop)
+
+    async def _read(self, directory: Path) -> AdapterFacts | ArgosyError:
+        return await self._handle().read_adapter.remote(str(directory))
+
+    async def _load(self, key: str, directory: str) -> None:
+        # Noted before it is sent: a replica that starts meanwhile finds it in one way or the other.
+        self.resident[key] = directory
+        errors = await self._tell("load_adapter", key, directory)
+        if errors:
+            del self.resident[key]
+            await self._tell("unload_adapter", key)
+            raise errors[0]
+
+    async def _unload(self, key: str) -> None:
+        self.resident.pop(key, None)
+        errors = await self._tell("unload_adapter", key)
+        if errors:
+            raise errors[0]
+
+    async def _tell(self, method: str, *arguments: object) -> list[ArgosyError]:
+        answers = await self._handle().broadcast(method, *arguments).results_async()
+        return [answer for answer in answers if isinstance(answer, ArgosyError)]
+
+
+class HandleLeases:
+    """`generation.ports.AdapterLeases` from the adapters service. A lease is a stream that stays open while it is held,
+    so that one whose holder dies is given back.
+    """
+
+    @asynccontextmanager
+    async def lease(self, name: str, on_revoke: Callable[[], None]) -> AsyncIterator[Lease]:
+        """A lease for the length of an `async with` block; see `AdapterLeases`."""
+        held: Any = service("adapters").options(stream=True).hold.remote(name)
+        try:
+            lease = _value(await anext(held))
+            revoked = asyncio.create_task(_when_revoked(held, on_revoke), name=f"lease {lease.key}")
+            try:
+                yield lease
+            finally:
+                revoked.cancel()
+                await asyncio.wait({revoked})
+        finally:
+            held.cancel()
+
+
+async def _when_revoked(held: Any, on_revoke: Callable[[], None]) -> None:
+    try:
+        await anext(held)
+    except (RayActorError, StopAsyncIteration):
+        # The adapters service is gone, not the adapter: the engine knows whether it can go on.
+        log.warning("the lease of an adapter ended with its service")
+        return
+    on_revoke()
+
+
+class HandleGeneration:
+    """The generation service as agents use it. Make it with `connect`."""
+
+    def __init__(self, models: Sequence[ModelInfo]) -> None:
+        self._models = {info.name: info for info in models}
+        self._default = next((info for info in models if info.is_default), None)
+
+    @classmethod
+    async def connect(cls) -> HandleGeneration:
+        """Waits for the generation service and asks which models it serves."""
+        return cls(await service("generation").models.remote())
+
+    async def stream(
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None
+    ) -> AsyncGenerator[Event]:
+        """See `GenerationService.stream`."""
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        events: Any = service("generation").options(stream=True).events.remote(spec, request_id, remaining)
+        try:
+            async for event in events:
+                yield _value(event)
+        finally:
+            events.cancel()
+
+    def model(self, name: str) -> ModelInfo:
+        """One model, the default one for an empty name. Raises MODEL_NOT_FOUND."""
+        info = self._models.get(name) if name else self._default
+        if info is None:
+            raise model_not_found(name, sorted(self._models))
+        return info
+
+
+async def resident_adapters() -> dict[str, str]:
+    """Adapters that a new engine replica must hold, with their directories; none before there is an adapters service."""
+    if "adapters" not in await asyncio.to_thread(lambda: serve.status().applications):
+        return {}
+    with suppress(RayActorError):
+        return await service("adapters").resident.remote()
+    raise ArgosyError(Reason.STARTING, "the adapters service cannot be asked which adapters to load", retry_after_s=1.0)
+
+
+def _value(answer: T | ArgosyError) -> T:
+    if isinstance(answer, ArgosyError):
+        raise answer
+    return answer

@@ -1,0 +1,57 @@
+"""What every replica does first: settings, logs, and a page of metrics that Prometheus can find."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from prometheus_client import start_http_server
+from ray import serve
+
+from argosy_services import logs
+from argosy_services.rpc.auth import Authenticator
+from argosy_services.rpc.gate import Gate
+from argosy_services.settings import Settings
+
+
+class Replica:
+    """The surroundings of one replica of a deployment."""
+
+    def __init__(self, given: Mapping[str, object]) -> None:
+        """`given` are settings that go before those of the environment. Call it in the replica, once."""
+        # As in the embedded runtime; see embedded.py. Before anything imports torch.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        self.settings = Settings(**given)  # type: ignore[arg-type]
+        logs.configure(self.settings.log_level, self.settings.log_format)
+        self.auth = Authenticator([key.get_secret_value() for key in self.settings.api_keys])
+        self.gate = Gate()
+        self.gate.open()
+        self._target = _publish_metrics(self.settings)
+
+    def close(self) -> None:
+        """Withdraws the metrics' address."""
+        self._target.unlink(missing_ok=True)
+
+
+def metrics_targets(settings: Settings) -> Path:
+    """The directory of the replicas' metrics addresses, in the form of Prometheus's file_sd."""
+    return settings.data_dir / "run" / "metrics"
+
+
+def _publish_metrics(settings: Settings) -> Path:
+    """Serves the metrics of this process on a free port and writes down where."""
+    server, _ = start_http_server(0, settings.metrics_host)
+    context = serve.get_replica_context()
+    name = context.replica_id.unique_id
+    directory = metrics_targets(settings)
+    directory.mkdir(parents=True, exist_ok=True)
+    target = {
+        "targets": [f"{settings.metrics_host}:{server.server_port}"],
+        "labels": {"application": context.app_name, "deployment": context.deployment, "replica": name},
+    }
+    # Renamed into place, so that a reader never sees half of it.
+    draft = directory / f".{name}"
+    draft.write_text(json.dumps([target]))
+    return draft.rename(directory / f"{context.app_name}-{name}.json")

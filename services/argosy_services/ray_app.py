@@ -1,0 +1,324 @@
+"""The Ray Serve runtime: each service an application of its own, made of the same classes as the embedded runtime.
+
+Each function at the end builds one application; `cluster.serve_config` names them. The generation application has two
+deployments: gateways, which read requests and hold no model, and engines, which gateways reach by handles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from argosy_services import metrics
+from argosy_services.adapters.servicer import AdaptersServicer
+from argosy_services.agents.servicer import AgentsServicer
+from argosy_services.bootstrap import (
+    language_model,
+    make_adapters,
+    make_agents,
+    make_embeddings,
+    make_tokenization,
+    sentence_model,
+    watch_engine,
+)
+from argosy_services.cluster import handles
+from argosy_services.cluster.engine_host import EngineHost
+from argosy_services.cluster.handles import (
+    AdapterFacts,
+    FleetAdapters,
+    HandleEngines,
+    HandleGeneration,
+    HandleLeases,
+    resident_adapters,
+)
+from argosy_services.cluster.remote_engine import RemoteEngine
+from argosy_services.cluster.replica import Replica
+from argosy_services.embeddings.servicer import EmbeddingsServicer
+from argosy_services.engine.base import EngineInfo, Grammar, Request, StepOutput
+from argosy_services.engine.factory import create_engine
+from argosy_services.errors import ArgosyError
+from argosy_services.generation.ports import Lease
+from argosy_services.generation.service import GenerationService, ServedModel
+from argosy_services.generation.servicer import GenerationServicer
+from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
+from argosy_services.models.types import LocalModel
+from argosy_services.tokenization.backend import Tokenizer
+from argosy_services.tokenization.servicer import TokenizationServicer
+
+log = structlog.get_logger("argosy.cluster")
+
+Given = Mapping[str, Any]
+
+# How often an engine replica compares its adapters with those that should be there.
+_RECONCILE_S = 5.0
+
+
+class TokenizationDeployment(TokenizationServicer):
+    """Tokenizers of both models."""
+
+    async def __init__(self, given: Given) -> None:
+        self._replica = replica = Replica(given)
+        models = (language_model(replica.settings), sentence_model(replica.settings))
+        tokenizers = await asyncio.to_thread(lambda: [Tokenizer.load(model) for model in models])
+        super().__init__(make_tokenization(tokenizers), replica.gate, replica.auth)
+        metrics.READY.set(1)
+
+    def __del__(self) -> None:
+        self._replica.close()
+
+
+class EmbeddingsDeployment(EmbeddingsServicer):
+    """The embedding model."""
+
+    async def __init__(self, given: Given) -> None:
+        self._replica = replica = Replica(given)
+        self._embeddings = await asyncio.to_thread(make_embeddings, replica.settings)
+        self._embeddings.start()
+        super().__init__(self._embeddings, replica.gate, replica.auth)
+        metrics.READY.set(1)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the number of replicas goes by; see `scaling.EmbeddingScaling`."""
+        return {"waiting_texts": self._embeddings.waiting_texts}
+
+    def __del__(self) -> None:
+        self._embeddings.close()
+        self._replica.close()
+
+
+class AdaptersDeployment(AdaptersServicer):
+    """The registry of adapters; the engines that hold them are elsewhere. There is one replica."""
+
+    async def __init__(self, given: Given) -> None:
+        self._replica = replica = Replica(given)
+        self._hosts = FleetAdapters(handles.engines, asyncio.get_running_loop())
+        self._adapters = make_adapters(replica.settings, {language_model(replica.settings).name: self._hosts})
+        self._adapters.start()
+        super().__init__(self._adapters, replica.gate, replica.auth)
+        metrics.READY.set(1)
+
+    async def hold(self, name: str) -> AsyncIterator[Lease | ArgosyError | None]:
+        """A lease for as long as the stream is read: first the lease or why there is none, then None if it must end."""
+        revoked = asyncio.Event()
+        try:
+            with self._adapters.lease(name, revoked.set) as lease:
+                yield lease
+                await revoked.wait()
+                yield None
+                # The holder ends its sequences and closes the stream.
+                await asyncio.Event().wait()
+        except ArgosyError as error:
+            yield error
+
+    async def resident(self) -> dict[str, str]:
+        """The adapters that every engine holds or is to hold, and where their files are."""
+        return dict(self._hosts.resident)
+
+    async def __del__(self) -> None:
+        await self._adapters.close()
+        self._replica.close()
+
+
+class EngineDeployment:
+    """One engine. Ready when its weights and the adapters that should be resident are loaded."""
+
+    async def __init__(self, given: Given) -> None:
+        self._replica = replica = Replica(given)
+        self._model: LocalModel = language_model(replica.settings)
+        engine = await asyncio.to_thread(
+            lambda: create_engine(self._model, replica.settings.generation, Tokenizer.load(self._model).json)
+        )
+        self._host = EngineHost(engine)
+        self._adapters: dict[str, asyncio.Lock] = {}
+        self._resident: set[str] = set()
+        self._misses = 0
+        self._host.start()
+        watch_engine(self._model.name, engine)
+        await self._reconcile()
+        self._reconciling = asyncio.create_task(self._keep_reconciling())
+        metrics.READY.set(1)
+
+    async def describe(self) -> EngineInfo:
+        """What the engine serves."""
+        return self._host.engine.info
+
+    async def run(self, request: Request) -> AsyncIterator[list[StepOutput]]:
+        """The outputs of one sequence; see `EngineHost.run`. An adapter that is missing is loaded first."""
+        if request.adapter is not None and request.adapter not in self._resident:
+            self._misses += 1
+            await self._reconcile()
+        async with aclosing(self._host.run(request)) as batches:  # type: ignore[type-var]
+            async for outputs in batches:
+                yield outputs
+
+    async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
+        """What is wrong with a grammar."""
+        try:
+            await asyncio.to_thread(self._host.engine.check_grammar, grammar)
+        except ArgosyError as error:
+            return error
+        return None
+
+    async def read_adapter(self, directory: str) -> AdapterFacts | ArgosyError:
+        """What an adapter is, if this engine can take it."""
+        try:
+            weights = await asyncio.to_thread(self._host.engine.read_adapter, Path(directory))
+        except ArgosyError as error:
+            return error
+        return AdapterFacts(directory, weights.version, weights.rank, weights.target_modules, weights.size_bytes)
+
+    async def load_adapter(self, key: str, directory: str) -> ArgosyError | None:
+        """Loads an adapter, unless it is here."""
+        async with self._adapters.setdefault(key, asyncio.Lock()):
+            if key in self._resident:
+                return None
+            engine = self._host.engine
+            try:
+                weights = await asyncio.to_thread(engine.read_adapter, Path(directory))
+                await asyncio.wrap_future(engine.load_adapter(key, weights))
+            except ArgosyError as error:
+                return error
+            self._resident.add(key)
+            return None
+
+    async def unload_adapter(self, key: str) -> ArgosyError | None:
+        """Unloads an adapter, if it is here."""
+        async with self._adapters.setdefault(key, asyncio.Lock()):
+            if key not in self._resident:
+                return None
+            try:
+                await asyncio.wrap_future(self._host.engine.unload_adapter(key))
+            except ArgosyError as error:
+                return error
+            self._resident.discard(key)
+        del self._adapters[key]
+        return None
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the router goes by; see `placement.ReplicaView`."""
+        stats = self._host.engine.stats()
+        return {
+            "sequences": stats.running + stats.waiting,
+            "waiting_tokens": stats.waiting_tokens,
+            "kv_use": stats.kv_blocks_in_use / max(1, stats.kv_blocks_total),
+            "adapters": sorted(self._resident),
+        }
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the number of replicas goes by; see `scaling.EngineScaling`."""
+        stats = self._host.engine.stats()
+        misses, self._misses = self._misses, 0
+        return {
+            "waiting_tokens": stats.waiting_tokens,
+            "kv_use": stats.kv_blocks_in_use / max(1, stats.kv_blocks_total),
+            "adapter_misses": misses,
+        }
+
+    async def check_health(self) -> None:
+        """Raises once the engine has ended; Ray Serve then replaces the replica."""
+        self._host.check_health()
+
+    async def _keep_reconciling(self) -> None:
+        while True:
+            await asyncio.sleep(_RECONCILE_S)
+            try:
+                await self._reconcile()
+            except Exception as error:
+                log.warning("adapters could not be compared", cause=str(error))
+
+    async def _reconcile(self) -> None:
+        """Loads the adapters that should be here and unloads those that should not."""
+        wanted = await resident_adapters()
+        for key, directory in wanted.items():
+            if (error := await self.load_adapter(key, directory)) is not None:
+                log.warning("an adapter could not be loaded", adapter=key, cause=error.message)
+        for key in self._resident - wanted.keys():
+            await self.unload_adapter(key)
+
+    async def __del__(self) -> None:
+        self._reconciling.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._reconciling
+        await asyncio.to_thread(self._host.engine.close)
+        self._replica.close()
+
+
+class GenerationDeployment(GenerationServicer):
+    """A gateway: reads requests, tokenizes, and writes what engine replicas generate."""
+
+    async def __init__(self, given: Given, engines: DeploymentHandle) -> None:
+        self._replica = replica = Replica(given)
+        model = language_model(replica.settings)
+        tokenizer = await asyncio.to_thread(Tokenizer.load, model)
+        runner = RemoteEngine(await engines.describe.remote(), HandleEngines(engines))
+        self._generation = GenerationService([ServedModel(model, runner, tokenizer)], HandleLeases())
+        self._generation.start()
+        super().__init__(self._generation, replica.gate, replica.auth)
+        metrics.READY.set(1)
+
+    async def models(self) -> list[ModelInfo]:
+        """The served models, for agents."""
+        return self._generation.models()
+
+    async def events(
+        self, spec: GenerationSpec, request_id: str, remaining_s: float | None
+    ) -> AsyncIterator[Event | ArgosyError]:
+        """A generation, for agents; the last event is Finished or an error."""
+        deadline = None if remaining_s is None else time.monotonic() + remaining_s
+        try:
+            async with aclosing(self._generation.stream(spec, request_id=request_id, deadline=deadline)) as events:
+                async for event in events:
+                    yield event
+        except ArgosyError as error:
+            yield error
+
+    def __del__(self) -> None:
+        self._generation.close()
+        self._replica.close()
+
+
+class AgentsDeployment(AgentsServicer):
+    """Agents, which call the generation service by handle."""
+
+    async def __init__(self, given: Given) -> None:
+        self._replica = replica = Replica(given)
+        generation = await HandleGeneration.connect()
+        super().__init__(make_agents(replica.settings, generation), replica.gate, replica.auth)
+        metrics.READY.set(1)
+
+    def __del__(self) -> None:
+        self._replica.close()
+
+
+def tokenization(given: Given) -> serve.Application:
+    """The tokenization application. `given` are settings that go before those of the environment."""
+    return serve.deployment(TokenizationDeployment, name="Tokenization").bind(given)
+
+
+def embeddings(given: Given) -> serve.Application:
+    """The embeddings application."""
+    return serve.deployment(EmbeddingsDeployment, name="Embeddings").bind(given)
+
+
+def adapters(given: Given) -> serve.Application:
+    """The adapters application."""
+    return serve.deployment(AdaptersDeployment, name="Adapters").bind(given)
+
+
+def generation(given: Given) -> serve.Application:
+    """The generation application: gateways before engines."""
+    engine = serve.deployment(EngineDeployment, name=handles.ENGINE).bind(given)
+    return serve.deployment(GenerationDeployment, name="Generation").bind(given, engine)
+
+
+def agents(given: Given) -> serve.Application:
+    """The agents application."""
+    return serve.deployment(AgentsDeployment, name="Agents").bind(given)
