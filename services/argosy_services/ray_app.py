@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -300,25 +300,31 @@ class AgentsDeployment(AgentsServicer):
 
 def tokenization(given: Given) -> serve.Application:
     """The tokenization application. `given` are settings that go before those of the environment."""
-    return serve.deployment(TokenizationDeployment, name="Tokenization").bind(given)
+    return _deployment(TokenizationDeployment, "Tokenization").bind(given)
 
 
 def embeddings(given: Given) -> serve.Application:
     """The embeddings application."""
-    return serve.deployment(EmbeddingsDeployment, name="Embeddings").bind(given)
+    return _deployment(EmbeddingsDeployment, "Embeddings").bind(given)
 
 
 def adapters(given: Given) -> serve.Application:
     """The adapters application."""
-    return serve.deployment(AdaptersDeployment, name="Adapters").bind(given)
+    return _deployment(AdaptersDeployment, "Adapters").bind(given)
 
 
 def generation(given: Given) -> serve.Application:
     """The generation application: gateways before engines."""
-    engine = serve.deployment(EngineDeployment, name=handles.ENGINE).bind(given)
-    return serve.deployment(GenerationDeployment, name="Generation").bind(given, engine)
+    engine = _deployment(EngineDeployment, handles.ENGINE).bind(given)
+    return _deployment(GenerationDeployment, "Generation").bind(given, engine)
 
 
 def agents(given: Given) -> serve.Application:
     """The agents application."""
-    return serve.deployment(AgentsDeployment, name="Agents").bind(given)
+    return _deployment(AgentsDeployment, "Agents").bind(given)
+
+
+def _deployment(servicer: Callable[..., Any], name: str) -> serve.Deployment:
+    # How many replicas there are and what each may use stands in the configuration; see cluster/serve_config.py.
+    made: serve.Deployment = serve.deployment(name=name)(servicer)
+    return made

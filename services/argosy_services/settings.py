@@ -175,6 +175,16 @@ class Settings(BaseSettings):
         """Directories below which `file://` adapter sources are accepted."""
         return (self.data_dir / "adapters", *self.adapters.roots)
 
+    @property
+    def run_dir(self) -> Path:
+        """What is known of a fleet on Ray while it runs. Several may share a data directory."""
+        return self.data_dir / "run" / str(self.cluster.dashboard_port)
+
+    @property
+    def metrics_targets(self) -> Path:
+        """The directory of a cluster's metrics addresses, in the form of Prometheus's file_sd."""
+        return self.run_dir / "metrics"
+
     @model_validator(mode="before")
     @classmethod
     def _expand_home(cls, values: dict[str, object]) -> dict[str, object]:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from argosy_services.embedded import Build, EmbeddedServer, build_all
 from argosy_services.settings import Settings
+
+
+class RunningFleet(Protocol):
+    """Where a fleet listens, whatever runs it; each address is `host:port`."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def metrics_addresses(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +31,29 @@ class RunningServer:
 
     address: str
     metrics_address: str
+
+    @property
+    def metrics_addresses(self) -> Sequence[str]:
+        """The pages of metrics: one."""
+        return (self.metrics_address,)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCluster:
+    """Where a fleet on Ray listens."""
+
+    settings: Settings
+
+    @property
+    def address(self) -> str:
+        """The gRPC port."""
+        return f"{self.settings.host}:{self.settings.port}"
+
+    @property
+    def metrics_addresses(self) -> Sequence[str]:
+        """The pages of metrics: one for each replica."""
+        files = sorted(self.settings.metrics_targets.glob("*.json"))
+        return [address for file in files for group in json.loads(file.read_text()) for address in group["targets"]]
 
 
 @asynccontextmanager
@@ -54,6 +89,40 @@ def run_test_server_in_thread(settings: Settings | None = None, *, build: Build 
             loop.call_soon_threadsafe(ended.set)
     finally:
         thread.join()
+
+
+@contextmanager
+def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0) -> Iterator[RunningCluster]:
+    """A fleet on a Ray of its own on this machine; on entry all services are ready. Needs the extra "ray".
+
+    The ports of `settings` are replaced by free ones. Raises ClusterError.
+    """
+    from argosy_services.cluster import local
+    from argosy_services.cluster.control import Control
+    from argosy_services.cluster.serve_config import serve_config
+
+    given = settings or Settings()
+    grpc_port, http_port, dashboard_port = _free_ports(3)
+    ports = {"http_port": http_port, "dashboard_port": dashboard_port}
+    given = given.model_copy(update={"port": grpc_port, "cluster": given.cluster.model_copy(update=ports)})
+    try:
+        ray = local.start(given)
+        control = Control(ray.dashboard)
+        control.deploy(serve_config(given), lambda: ray.alive)
+        for _ in control.follow(ready_s):
+            pass
+        yield RunningCluster(given)
+    finally:
+        local.stop(given)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of the loopback that were free just now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 async def _run(

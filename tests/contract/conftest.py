@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 import argosy
 from argosy_services.models.types import LocalModel
-from argosy_services.settings import AdapterSettings, GenerationSettings, Settings
-from argosy_services.testing import RunningServer, run_test_server_in_thread
+from argosy_services.settings import AdapterSettings, ClusterSettings, GenerationSettings, Settings
+from argosy_services.testing import RunningFleet, run_test_cluster, run_test_server_in_thread
 
 
 @pytest.fixture(scope="session")
@@ -27,33 +27,43 @@ def adapter_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("adapters")
 
 
-@pytest.fixture(scope="session")
-def fleet(smollm2: LocalModel, minilm: LocalModel, adapter_root: Path) -> Iterator[RunningServer]:
-    """The running fleet, in float32."""
+@pytest.fixture(scope="session", params=["embedded", "ray-small", "ray-production"])
+def fleet(
+    request: pytest.FixtureRequest, smollm2: LocalModel, minilm: LocalModel, adapter_root: Path
+) -> Iterator[RunningFleet]:
+    """The running fleet, in float32, in each runtime."""
     settings = Settings(
         generation=GenerationSettings(model=smollm2.name, dtype="float32", kv_cache_tokens=12_288, threads=1),
         embeddings={"model": minilm.name},  # type: ignore[arg-type]
         adapters=AdapterSettings(roots=(adapter_root,)),
         log_level="warning",
     )
-    with run_test_server_in_thread(settings) as running:
+    runtime, _, profile = request.param.partition("-")
+    if runtime == "embedded":
+        with run_test_server_in_thread(settings) as running:
+            yield running
+        return
+    cluster = ClusterSettings(profile=profile, drain_seconds=5)
+    with run_test_cluster(settings.model_copy(update={"cluster": cluster})) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def client(fleet: RunningServer) -> Iterator[argosy.Client]:
+def client(fleet: RunningFleet) -> Iterator[argosy.Client]:
     """A client of the fleet."""
     with argosy.Client(fleet.address, timeout=180) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def metric(fleet: RunningServer) -> Callable[..., float]:
+def metric(fleet: RunningFleet) -> Callable[..., float]:
     """Reads one metric; samples that match the given labels are added up."""
 
     def read(name: str, **labels: str) -> float:
-        with urllib.request.urlopen(f"http://{fleet.metrics_address}/metrics") as page:
-            lines = page.read().decode().splitlines()
+        lines: list[str] = []
+        for address in fleet.metrics_addresses:
+            with urllib.request.urlopen(f"http://{address}/metrics") as page:
+                lines += page.read().decode().splitlines()
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         samples = [line for line in lines if line.startswith((name + "{", name + " "))]
         return sum(float(line.rsplit(" ", 1)[1]) for line in samples if all(label in line for label in wanted))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import argosy
-from argosy_services.testing import RunningServer
+from argosy_services.testing import RunningFleet
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -53,7 +53,7 @@ def test_budgets_end_runs(client: argosy.Client, budget: argosy.AgentBudget, out
     assert run.finished.outcome == outcome
 
 
-async def test_adapters_come_and_go_beside_running_streams(fleet: RunningServer, good_adapter: Path) -> None:
+async def test_adapters_come_and_go_beside_running_streams(fleet: RunningFleet, good_adapter: Path) -> None:
     async with argosy.AsyncClient(fleet.address, timeout=180) as client:
 
         async def stream(name: str, tokens: int) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ async def test_adapters_come_and_go_beside_running_streams(fleet: RunningServer,
 
 
 async def test_unloading_waits_for_running_streams_and_cancels_at_the_deadline(
-    fleet: RunningServer, good_adapter: Path
+    fleet: RunningFleet, good_adapter: Path
 ) -> None:
     async with argosy.AsyncClient(fleet.address, timeout=180) as client:
         await client.adapters.load("leaver", good_adapter)

@@ -19,7 +19,7 @@ import argosy
 from argosy.api.adapters.v1 import adapters_service_pb2, adapters_service_pb2_grpc
 from argosy.api.embeddings.v1 import embeddings_service_pb2
 from argosy.api.generation.v1 import generation_pb2, generation_service_pb2
-from argosy_services.testing import RunningServer
+from argosy_services.testing import RunningFleet
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -95,7 +95,7 @@ def test_bad_requests(client: argosy.Client, case: str) -> None:
     assert error.request_id
 
 
-def test_a_page_token_that_the_server_never_gave(fleet: RunningServer) -> None:
+def test_a_page_token_that_the_server_never_gave(fleet: RunningFleet) -> None:
     with grpc.insecure_channel(fleet.address) as channel:
         stub = adapters_service_pb2_grpc.AdaptersServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
@@ -113,7 +113,7 @@ def test_partial_characters_decode_to_the_replacement_character(client: argosy.C
     assert answer.usage.prompt_tokens == 1
 
 
-def test_bytes_that_are_no_text_are_the_callers_fault(fleet: RunningServer) -> None:
+def test_bytes_that_are_no_text_are_the_callers_fault(fleet: RunningFleet) -> None:
     spec = generation_pb2.GenerationSpec(text="XXXX").SerializeToString().replace(b"XXXX", b"\xff\xfe\xfd\xfc")
     request = generation_service_pb2.GenerateRequest(spec=generation_pb2.GenerationSpec(text="XXXX"))
     broken = request.SerializeToString().replace(b"XXXX", b"\xff\xfe\xfd\xfc")
@@ -125,7 +125,7 @@ def test_bytes_that_are_no_text_are_the_callers_fault(fleet: RunningServer) -> N
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_message_over_the_limit_is_refused(fleet: RunningServer) -> None:
+def test_a_message_over_the_limit_is_refused(fleet: RunningFleet) -> None:
     request = embeddings_service_pb2.EmbedRequest(texts=["x" * 20_000_000]).SerializeToString()
     with grpc.insecure_channel(fleet.address) as channel:
         call = channel.unary_unary("/argosy.api.embeddings.v1.EmbeddingsService/Embed")
@@ -143,7 +143,7 @@ def test_a_deadline_that_has_passed_and_one_that_passes(client: argosy.Client) -
     assert time.monotonic() - started < 5
 
 
-def test_a_client_that_vanishes(fleet: RunningServer, metric: Callable[..., float]) -> None:
+def test_a_client_that_vanishes(fleet: RunningFleet, metric: Callable[..., float]) -> None:
     before = metric("argosy_cancel_to_free_seconds_count")
     channel = grpc.insecure_channel(fleet.address)
     call = channel.unary_stream(

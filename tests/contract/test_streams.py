@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import argosy
-from argosy_services.testing import RunningServer
+from argosy_services.testing import RunningFleet
 
 PROMPTS = [f"Log entry {index}. The wind came from the {'north' if index % 2 else 'south'} and" for index in range(64)]
 TOKENS = 24
@@ -28,14 +28,14 @@ async def read(client: argosy.AsyncClient, prompt: str, *, stop_after: int | Non
 
 
 @pytest.mark.usefixtures("nothing_leaks")
-async def test_64_streams_finish(fleet: RunningServer) -> None:
+async def test_64_streams_finish(fleet: RunningFleet) -> None:
     async with argosy.AsyncClient(fleet.address, timeout=240) as client:
         answers = await asyncio.gather(*(read(client, prompt) for prompt in PROMPTS))
     assert [len(answer) for answer in answers] == [TOKENS] * 64
 
 
 @pytest.mark.usefixtures("nothing_leaks")
-async def test_cancelling_32_of_64_leaves_the_others_alone(fleet: RunningServer, metric: Callable[..., float]) -> None:
+async def test_cancelling_32_of_64_leaves_the_others_alone(fleet: RunningFleet, metric: Callable[..., float]) -> None:
     async with argosy.AsyncClient(fleet.address, timeout=240) as client:
         alone = {index: await read(client, PROMPTS[index]) for index in (0, 10, 20)}
         answers = await asyncio.gather(

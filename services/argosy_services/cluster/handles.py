@@ -198,7 +198,7 @@ class HandleGeneration:
 
 
 async def resident_adapters() -> dict[str, str]:
-    """Adapters that a new engine replica must hold, with their directories; none before there is an adapters service."""
+    """Adapters that a new engine replica must hold, and where; none before there is an adapters service."""
     if "adapters" not in await asyncio.to_thread(lambda: serve.status().applications):
         return {}
     with suppress(RayActorError):

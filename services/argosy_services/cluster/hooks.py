@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ReplicaState
 from ray.util import get_node_ip_address
 
 from argosy_services.rpc.dispatch import SERVICES
@@ -77,7 +77,7 @@ def _serving_applications() -> dict[str, bool]:
     return {
         name: application.status in _SERVING
         and all(
-            deployment.replica_states.get("RUNNING", 0) > 0 or not deployment.replica_states
+            deployment.replica_states.get(ReplicaState.RUNNING, 0) > 0
             for deployment in application.deployments.values()
         )
         and bool(application.deployments)

@@ -38,7 +38,7 @@ class LocalRay:
 
 
 def find(settings: Settings) -> LocalRay | None:
-    """The Ray that was started for this data directory, if it still runs."""
+    """The Ray that was started with this data directory and dashboard port, if it still runs."""
     try:
         ray = LocalRay(**json.loads(_note(settings).read_text()))
     except FileNotFoundError:
@@ -49,10 +49,8 @@ def find(settings: Settings) -> LocalRay | None:
 def start(settings: Settings) -> LocalRay:
     """Starts a head node on the loopback, which outlives this process. Raises ClusterError where one runs already."""
     if (ray := find(settings)) is not None:
-        raise ClusterError(
-            f"a fleet of {settings.data_dir} runs already, as process {ray.pid}; end it with `argosy down`"
-        )
-    run = _note(settings).parent
+        raise ClusterError(f"a fleet runs already, as process {ray.pid}; end it with `argosy down`")
+    run = settings.run_dir
     run.mkdir(parents=True, exist_ok=True)
     _forget_metrics(settings)
     command = [
@@ -93,13 +91,13 @@ def stop(settings: Settings) -> bool:
 
 def log_file(settings: Settings) -> Path:
     """What Ray said while it started."""
-    return _note(settings).with_name("ray.log")
+    return settings.run_dir / "ray.log"
 
 
 def _note(settings: Settings) -> Path:
-    return settings.data_dir / "run" / "ray.json"
+    return settings.run_dir / "ray.json"
 
 
 def _forget_metrics(settings: Settings) -> None:
-    for target in (settings.data_dir / "run" / "metrics").glob("*.json"):
+    for target in settings.metrics_targets.glob("*.json"):
         target.unlink(missing_ok=True)

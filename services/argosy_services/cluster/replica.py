@@ -35,17 +35,12 @@ class Replica:
         self._target.unlink(missing_ok=True)
 
 
-def metrics_targets(settings: Settings) -> Path:
-    """The directory of the replicas' metrics addresses, in the form of Prometheus's file_sd."""
-    return settings.data_dir / "run" / "metrics"
-
-
 def _publish_metrics(settings: Settings) -> Path:
     """Serves the metrics of this process on a free port and writes down where."""
     server, _ = start_http_server(0, settings.metrics_host)
     context = serve.get_replica_context()
     name = context.replica_id.unique_id
-    directory = metrics_targets(settings)
+    directory = settings.metrics_targets
     directory.mkdir(parents=True, exist_ok=True)
     target = {
         "targets": [f"{settings.metrics_host}:{server.server_port}"],

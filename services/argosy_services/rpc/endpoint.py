@@ -115,7 +115,7 @@ def _observed(servicer: Servicer, method: str, grpc_context: Any) -> Iterator[_A
     metrics.RPC_RUNNING.labels(**labels).inc()
     try:
         yield attempt
-        grpc_context.set_trailing_metadata((("x-request-id", call.request_id),))
+        grpc_context.set_trailing_metadata([("x-request-id", call.request_id)])
     except (asyncio.CancelledError, GeneratorExit):
         code = _code_of_cancelled(call, start)
         raise

@@ -53,7 +53,7 @@ class StatusContext(Protocol):
 
     def set_code(self, code: grpc.StatusCode) -> None: ...
     def set_details(self, details: str) -> None: ...
-    def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str | bytes], ...]) -> None: ...
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str | bytes]]) -> None: ...
 
 
 def details(error: ArgosyError) -> status_pb2.Status:
@@ -82,7 +82,8 @@ def write(context: StatusContext, error: ArgosyError, request_id: str) -> None:
     status = details(error)
     context.set_code(CODES[error.reason])
     context.set_details(status.message)
-    context.set_trailing_metadata((("x-request-id", request_id), (DETAILS_KEY, status.SerializeToString())))
+    # A list, because Ray Serve puts it behind one of its own.
+    context.set_trailing_metadata([("x-request-id", request_id), (DETAILS_KEY, status.SerializeToString())])
 
 
 def _bounded(text: str, size: int) -> str:
