@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from argosy_services.cli import adapters, agent, chat, embed, generate, models, serve, status, tokenize
+from argosy_services.cli import adapters, agent, chat, cluster, embed, generate, models, serve, status, tokenize
 from argosy_services.cli.exit_codes import ExitCode, describe
 from argosy_services.cli.session import Session
 
@@ -75,6 +75,8 @@ def root(
 
 
 app.command(rich_help_panel="Server")(serve.serve)
+for command in (cluster.up, cluster.down, cluster.deploy, cluster.status):
+    app.command(rich_help_panel="Cluster")(command)
 app.add_typer(models.app, name="models", rich_help_panel="Server")
 app.command(rich_help_panel="Server")(status.health)
 app.command(rich_help_panel="Generation")(chat.chat)

@@ -20,7 +20,7 @@ class Report:
 
 def report(error: BaseException) -> Report | None:
     """The report of a failure that is somebody's to mend; None for a bug."""
-    for read in (_of_call, _of_store, _of_settings, _of_module, _of_use):
+    for read in (_of_call, _of_store, _of_cluster, _of_settings, _of_module, _of_use):
         found = read(error)
         if found is not None:
             return found
@@ -80,6 +80,12 @@ def _of_store(error: BaseException) -> Report | None:
         store.NameTakenError: ExitCode.CONFLICT,
     }
     return Report("MODEL_STORE", str(error), codes.get(type(error), ExitCode.FAILED))
+
+
+def _of_cluster(error: BaseException) -> Report | None:
+    from argosy_services.cluster.local import ClusterError
+
+    return Report("CLUSTER", str(error), ExitCode.UNAVAILABLE) if isinstance(error, ClusterError) else None
 
 
 def _of_settings(error: BaseException) -> Report | None:

@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray import serve
-from ray.serve.schema import ApplicationStatus, ReplicaState
+from ray.serve._private.common import ReplicaState
+from ray.serve.schema import ApplicationStatus
 from ray.util import get_node_ip_address
 
 from argosy_services.rpc.dispatch import SERVICES

@@ -59,7 +59,12 @@ def start(settings: Settings) -> LocalRay:
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(settings.cluster.dashboard_port)),
         "--disable-usage-stats",
     ]
-    environment = {**os.environ, **serve_config.environment(settings), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {
+        **os.environ,
+        **serve_config.environment(settings),
+        # Whoever ends the fleet drains its services first; Ray itself waits for actors that never end on their own.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
     with (run / "ray.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter, and numbers
             command,
