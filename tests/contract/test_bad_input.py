@@ -95,11 +95,18 @@ def test_bad_requests(client: argosy.Client, case: str) -> None:
     assert error.request_id
 
 
+def to(application: str) -> list[tuple[str, str]]:
+    """What Ray Serve finds a service by; the SDK sends it always, and the embedded runtime does without."""
+    return [("application", application)]
+
+
 def test_a_page_token_that_the_server_never_gave(fleet: RunningFleet) -> None:
     with grpc.insecure_channel(fleet.address) as channel:
         stub = adapters_service_pb2_grpc.AdaptersServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
-            stub.ListAdapters(adapters_service_pb2.ListAdaptersRequest(page_token="no token"), timeout=10)
+            stub.ListAdapters(
+                adapters_service_pb2.ListAdaptersRequest(page_token="no token"), timeout=10, metadata=to("adapters")
+            )
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "page_token" in refused.value.details()
 
@@ -121,7 +128,7 @@ def test_bytes_that_are_no_text_are_the_callers_fault(fleet: RunningFleet) -> No
     with grpc.insecure_channel(fleet.address) as channel:
         call = channel.unary_unary("/argosy.api.generation.v1.GenerationService/Generate")
         with pytest.raises(grpc.RpcError) as refused:
-            call(broken, timeout=10)
+            call(broken, timeout=10, metadata=to("generation"))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -130,7 +137,7 @@ def test_a_message_over_the_limit_is_refused(fleet: RunningFleet) -> None:
     with grpc.insecure_channel(fleet.address) as channel:
         call = channel.unary_unary("/argosy.api.embeddings.v1.EmbeddingsService/Embed")
         with pytest.raises(grpc.RpcError) as refused:
-            call(request, timeout=10)
+            call(request, timeout=10, metadata=to("embeddings"))
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -154,7 +161,7 @@ def test_a_client_that_vanishes(fleet: RunningFleet, metric: Callable[..., float
     spec = generation_pb2.GenerationSpec(
         text="Hello", sampling=generation_pb2.SamplingParams(max_tokens=4000, ignore_eos=True)
     )
-    events = call(generation_service_pb2.StreamGenerateRequest(spec=spec))
+    events = call(generation_service_pb2.StreamGenerateRequest(spec=spec), metadata=to("generation"))
     for _ in range(4):
         next(events)
     assert metric("argosy_kv_blocks_in_use") > 0

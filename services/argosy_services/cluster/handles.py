@@ -55,9 +55,15 @@ class AdapterFacts:
 
 @contextmanager
 def _losing() -> Any:
-    """Tells the end of a replica from what its code raises."""
+    """Tells the end of a replica from what its code raises, and from the caller's own wish to stop."""
     try:
         yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Ray Serve cancelled the call: its replica stops, or shared a request with a call that was cancelled.
+        raise ReplicaLost("the call was cancelled") from None
     except RayTaskError:
         raise
     except RayActorError as lost:

@@ -19,7 +19,7 @@ from ray.serve._private.common import ReplicaState
 from ray.serve.schema import ApplicationStatus
 from ray.util import get_node_ip_address
 
-from argosy_services.rpc.dispatch import SERVICES
+from argosy_services.rpc.dispatch import SERVICES, tolerant
 from argosy_services.settings import Settings, is_loopback
 
 _Status = health_pb2.HealthCheckResponse
@@ -34,6 +34,7 @@ def install(_servicer: object, server: Any) -> None:
     if is_loopback(settings.host):
         # Ray Serve listens on every address whatever it is told. HAProxy comes by the node's own.
         server.service_handler_factory = _local_only(server.service_handler_factory, get_node_ip_address())
+    _read_tolerantly(server)
     server.add_passthrough_service(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     health_pb2_grpc.add_HealthServicer_to_server(ClusterHealth(), server)
 
@@ -72,6 +73,17 @@ class ClusterHealth(health_pb2_grpc.HealthServicer):
         wanted = [_APPLICATIONS[service]] if service else list(_APPLICATIONS.values())
         serving = all(self._seen.get(application, False) for application in wanted)
         return _Status(status=_Status.SERVING if serving else _Status.NOT_SERVING)
+
+
+def _read_tolerantly(server: Any) -> None:
+    """Lets bytes that are no message reach the service, which refuses them with a reason."""
+    inner = server._override_method_handler
+
+    def override(service_method: str, method_handler: Any) -> Any:
+        handler = inner(service_method, method_handler)
+        return handler._replace(request_deserializer=tolerant(handler.request_deserializer))
+
+    server._override_method_handler = override
 
 
 def _serving_applications() -> dict[str, bool]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from argosy_services.cluster import serve_config
@@ -23,10 +23,11 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LocalRay:
-    """A Ray that `start` started: its supervisor's process id and where its dashboard is."""
+    """A Ray that `start` started: its supervisor, a child of this process where `process` is set, and its dashboard."""
 
     pid: int
     dashboard: str
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def alive(self) -> bool:
@@ -74,9 +75,9 @@ def start(settings: Settings) -> LocalRay:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    ray = LocalRay(process.pid, f"http://127.0.0.1:{settings.cluster.dashboard_port}")
-    _note(settings).write_text(json.dumps(asdict(ray)))
-    return ray
+    ray = {"pid": process.pid, "dashboard": f"http://127.0.0.1:{settings.cluster.dashboard_port}"}
+    _note(settings).write_text(json.dumps(ray))
+    return LocalRay(**ray, process=process)
 
 
 def stop(settings: Settings) -> bool:

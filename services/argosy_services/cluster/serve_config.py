@@ -40,6 +40,7 @@ def environment(settings: Settings) -> dict[str, str]:
         **profile,
         # Finds a dead proxy in a second instead of ten.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.max_message_bytes),
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(max(settings.max_message_bytes, 64 << 20)),
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",

@@ -90,13 +90,13 @@ class _Absent:
 
 
 def _guarded(handler: Any) -> grpc.RpcMethodHandler:
-    read, write = _tolerant(handler.request_deserializer), handler.response_serializer
+    read, write = tolerant(handler.request_deserializer), handler.response_serializer
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(_closing(handler.unary_stream), read, write)
     return grpc.unary_unary_rpc_method_handler(handler.unary_unary, read, write)
 
 
-def _tolerant(read: Callable[[bytes], Message]) -> Callable[[bytes], Message | MalformedRequest]:
+def tolerant(read: Callable[[bytes], Message]) -> Callable[[bytes], Message | MalformedRequest]:
     """Lets bytes that are no message reach the endpoint; grpc.aio ends such calls with UNKNOWN and no details."""
 
     def read_or_tell(data: bytes) -> Message | MalformedRequest:
