@@ -11,6 +11,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Processes of `make test`, one thread of torch each. Each holds models of its own.
 TEST_WORKERS ?= 2
+# Runtimes of `make test-cluster`; ray-production puts HAProxy in front.
+TEST_RUNTIMES ?= ray-small
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -33,6 +35,10 @@ install: $(VENV)/.dev ## Make the environment for development in .venv
 .PHONY: test
 test: $(VENV)/.dev ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: test-cluster
+test-cluster: $(VENV)/.dev ## Hold a fleet on Ray Serve to the contract (minutes; not part of check)
+	OMP_NUM_THREADS=1 ARGOSY_TEST_RUNTIMES=$(TEST_RUNTIMES) $(BIN)/pytest tests/contract
 
 .PHONY: check
 check: lint types protos-check docs-check sdk-check test ## Do everything that CI does

@@ -6,6 +6,7 @@ The suite asks nothing of the runtime behind it, so that every runtime can be he
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -27,7 +28,11 @@ def adapter_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("adapters")
 
 
-@pytest.fixture(scope="session", params=["embedded", "ray-small", "ray-production"])
+# Which runtimes are held to the suite; `make test-cluster` names those on Ray.
+_RUNTIMES = os.environ.get("ARGOSY_TEST_RUNTIMES", "embedded").split(",")
+
+
+@pytest.fixture(scope="session", params=_RUNTIMES)
 def fleet(
     request: pytest.FixtureRequest, smollm2: LocalModel, minilm: LocalModel, adapter_root: Path
 ) -> Iterator[RunningFleet]:

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import Context
 from dataclasses import replace
 from typing import Protocol
 
@@ -67,7 +68,8 @@ class RemoteEngine:
         """Takes a sequence, on the event loop's thread. Replicas that refuse it end it with FAILED and their error."""
         if self._loop is None:
             raise ArgosyError(Reason.STARTING, "the gateway has not been started; retry soon", retry_after_s=1.0)
-        task = self._loop.create_task(self._run(request), name=f"sequence {request.id}")
+        # Each in a context of its own: Ray Serve takes several streams that one call of a gateway opens for one.
+        task = self._loop.create_task(self._run(request), name=f"sequence {request.id}", context=Context())
         self._tasks[request.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
 
