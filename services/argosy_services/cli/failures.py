@@ -75,11 +75,16 @@ def _of_store(error: BaseException) -> Report | None:
     if not isinstance(error, store.ModelStoreError):
         return None
     codes = {
-        store.InvalidSourceError: ExitCode.USAGE,
-        store.DownloadError: ExitCode.UNAVAILABLE,
-        store.NameTakenError: ExitCode.CONFLICT,
+        "InvalidSourceError": ExitCode.USAGE,
+        "DownloadError": ExitCode.UNAVAILABLE,
+        "NameTakenError": ExitCode.CONFLICT,
+        # Of engine/tensorrt_llm/errors.py, which is not imported for the sake of a name.
+        "BuildRequestError": ExitCode.USAGE,
+        "EngineMismatchError": ExitCode.CONFLICT,
     }
-    return Report("MODEL_STORE", str(error), codes.get(type(error), ExitCode.FAILED))
+    ours = type(error).__module__ == store.__name__
+    code = codes.get(type(error).__name__, ExitCode.FAILED)
+    return Report("MODEL_STORE" if ours else "TENSORRT_LLM", str(error), code)
 
 
 def _of_settings(error: BaseException) -> Report | None:

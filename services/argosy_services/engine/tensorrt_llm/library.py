@@ -46,7 +46,9 @@ def load_library() -> Library:
         ) from error
     version = str(getattr(root, "__version__", "unknown"))
     if version != contract["version"]:
-        raise LibraryError(f"tensorrt_llm is {version}, this adapter was written for {contract['version']}; install that")
+        raise LibraryError(
+            f"tensorrt_llm is {version}, this adapter was written for {contract['version']}; install that"
+        )
     problems = differences(contract)
     if problems:
         raise LibraryError("tensorrt_llm is not as documented: " + "; ".join(problems))

@@ -41,9 +41,7 @@ class EngineThread(threading.Thread):
     ) -> None:
         super().__init__(name=f"engine-{context.model}", daemon=True)
         self.fault: Exception | None = None
-        self._context = Context(
-            context.model, context.library, context.info, context.compiled, emit=self._emit
-        )
+        self._context = Context(context.model, context.library, context.info, context.compiled, emit=self._emit)
         self._llm = llm
         self._restarts = restarts
         self._adapters = adapters
@@ -131,7 +129,9 @@ class EngineThread(threading.Thread):
         else:
             self._streams[request.id] = stream
             self._asked = True
-            self._spawn(self._run(stream, self._llm, adapter))
+            task = self._spawn(self._run(stream, self._llm, adapter))
+            # Not in the task itself: one that is cancelled before its first turn never runs.
+            task.add_done_callback(lambda _: self._done(stream))
             return
         self._release()
 
@@ -146,10 +146,11 @@ class EngineThread(threading.Thread):
         else:
             if stream.started:
                 self._restarts.succeeded()
-        finally:
-            if self._streams.get(stream.request.id) is stream:
-                del self._streams[stream.request.id]
-            self._release()
+
+    def _done(self, stream: Stream) -> None:
+        if self._streams.get(stream.request.id) is stream:
+            del self._streams[stream.request.id]
+        self._release()
 
     def _cancel(self, request_id: str, asked: float) -> None:
         stream = self._streams.get(request_id)
@@ -266,10 +267,11 @@ class EngineThread(threading.Thread):
 
     # Commands.
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _post(self, command: Callable[[], None]) -> None:
         try:

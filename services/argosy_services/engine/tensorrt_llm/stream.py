@@ -234,6 +234,4 @@ def _ended_by_library(reason: object) -> ArgosyError:
 
 
 def _given_up(problem: str) -> ArgosyError:
-    return ArgosyError(
-        Reason.ENGINE_FAILED, f"TensorRT-LLM gave up this sequence: {problem}; retry", retry_after_s=1.0
-    )
+    return ArgosyError(Reason.ENGINE_FAILED, f"TensorRT-LLM gave up this sequence: {problem}; retry", retry_after_s=1.0)
