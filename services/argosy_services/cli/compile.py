@@ -23,6 +23,7 @@ class Quantization(enum.StrEnum):
 
 def compile_model(
     model: Annotated[str, typer.Argument(help="Name of a model in the store.")],
+    *,
     gpu: Annotated[str, typer.Option(help="GPU that will run it, such as h200; this machine must have one.")],
     max_batch_size: Annotated[int, typer.Option(help="Most sequences in one step.", min=1, max=4096)] = 64,
     max_input_len: Annotated[int, typer.Option(help="Longest prompt in tokens; 0: all of the sequence.", min=0)] = 0,

@@ -104,7 +104,7 @@ def build_for(
 
 
 def compile_engine(
-    library: Library, model: LocalModel, gpu: str, build: Build, root: Path, report: Report
+    library: Library, model: LocalModel, gpu: str, build: Build, *, root: Path, report: Report
 ) -> tuple[Path, EngineManifest]:
     """Compiles, unless the same has been compiled already, and gives the engine's directory. Blocks for minutes.
 
@@ -119,19 +119,19 @@ def compile_engine(
     here = device.architecture()
     if here != key.architecture:
         raise BuildRequestError(
-            f"--gpu {gpu} is {key.architecture} and this machine has {here}; an engine is compiled on the GPU that runs it"
+            f"--gpu {gpu} is {key.architecture} and this machine has {here}; compile on the GPU that will run it"
         )
     with storage_errors(root), _lock(root, key, report):
         present = _intact(final)
         if present is None:
-            present = _compile(library, model, key, root, final, report)
+            staging = Staging(root / ".staging" / key.digest[:16])
+            present = _compile(library, model, key, staging, final=final, report=report)
     return final, present
 
 
 def _compile(
-    library: Library, model: LocalModel, key: EngineKey, root: Path, final: Path, report: Report
+    library: Library, model: LocalModel, key: EngineKey, staging: Staging, *, final: Path, report: Report
 ) -> EngineManifest:
-    staging = Staging(root / ".staging" / key.digest[:16])
     staging.sweep()
     kept = staging.downloads
     saved, mark = kept / "engine", kept / _SAVED
@@ -140,7 +140,8 @@ def _compile(
             staging.discard_downloads()
             kept = staging.downloads
         staging.require(2 * model.size_bytes, f"compiling {model.name}")
-        _build(library, model, key, saved, staging.fresh("workspace"), report)
+        arguments = build_arguments(library, model, key.build, staging.fresh("workspace"))
+        _build(library, arguments, saved, report)
         # After it: that this file is there says that all of the engine is.
         mark.touch()
     total = sum((saved / name).stat().st_size for name in engine_files(saved))
@@ -158,10 +159,10 @@ def _compile(
     return manifest
 
 
-def _build(library: Library, model: LocalModel, key: EngineKey, saved: Path, workspace: Path, report: Report) -> None:
+def _build(library: Library, arguments: dict[str, Any], saved: Path, report: Report) -> None:
     report(Step.BUILDING, 0, 0)
     # The constructor compiles and then loads what it has compiled; nothing does only the first.
-    llm = library.compiled_llm(**build_arguments(library, model, key.build, workspace))
+    llm = library.compiled_llm(**arguments)
     try:
         report(Step.SAVING, 0, 0)
         llm.save(str(saved))

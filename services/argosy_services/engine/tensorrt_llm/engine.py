@@ -40,6 +40,7 @@ class TensorRtEngine:
         settings: GenerationSettings,
         checkpoint: Checkpoint,
         library: Library,
+        *,
         manifest: EngineManifest | None,
         tokenizer_json: str,
     ) -> None:
@@ -63,7 +64,9 @@ class TensorRtEngine:
         if settings.tensorrt_llm.mode == "compiled":
             wanted = Wanted.of(model, settings, device.architecture(), library.version)
             directory, manifest = find_engine(wanted, settings.tensorrt_llm.engine_dir)
-        engine = cls(model, settings, read_checkpoint(model.path), library, manifest, tokenizer_json)
+        engine = cls(
+            model, settings, read_checkpoint(model.path), library, manifest=manifest, tokenizer_json=tokenizer_json
+        )
         engine.open(directory)
         return engine
 
@@ -73,7 +76,7 @@ class TensorRtEngine:
 
         def make() -> Any:
             return options.make_llm(
-                self._library, self._settings, self.info, self._model.path, directory, logprobs=logprobs
+                self._library, self._settings, self.info, self._model.path, engine=directory, logprobs=logprobs
             )
 
         self._make = make

@@ -39,7 +39,7 @@ def require_supported(grammar: Grammar) -> None:
     if grammar.kind is GrammarKind.LARK:
         raise ArgosyError(
             Reason.NOT_SUPPORTED,
-            "Lark grammars are not supported by the TensorRT-LLM engine; send a JSON schema or a regular expression, or "
-            "use a server with the torch engine",
+            "Lark grammars are not supported by the TensorRT-LLM engine; send a JSON schema or a regular expression, "
+            "or use a server with the torch engine",
             field="structured_output.lark",
         )

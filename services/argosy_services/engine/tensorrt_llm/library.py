@@ -41,14 +41,12 @@ def load_library() -> Library:
         root = importlib.import_module("tensorrt_llm")
     except ImportError as error:
         raise LibraryError(
-            f"tensorrt_llm cannot be imported ({error}); install argosy[trtllm] on a machine with an NVIDIA GPU, or use "
-            "the image nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
+            f"tensorrt_llm cannot be imported ({error}); install argosy[trtllm] on a machine with an NVIDIA GPU, or "
+            "use the image nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
         ) from error
     version = str(getattr(root, "__version__", "unknown"))
     if version != contract["version"]:
-        raise LibraryError(
-            f"tensorrt_llm is {version}, this adapter was written for {contract['version']}; install that"
-        )
+        raise LibraryError(f"tensorrt_llm is {version}; install {contract['version']}, for which this was written")
     problems = differences(contract)
     if problems:
         raise LibraryError("tensorrt_llm is not as documented: " + "; ".join(problems))
@@ -70,16 +68,18 @@ def load_library() -> Library:
 
 def read_contract() -> dict[str, Any]:
     """The content of `contract.yaml`."""
-    return yaml.safe_load(files(__package__).joinpath("contract.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(
+        files("argosy_services.engine.tensorrt_llm").joinpath("contract.yaml").read_text(encoding="utf-8")
+    )
 
 
 def differences(contract: dict[str, Any]) -> list[str]:
-    """What the importable library does otherwise than the contract says; new parameters and fields are no difference."""
+    """What the importable library does otherwise than the contract says; what is new there is no difference."""
     found: list[str] = []
     for name, expected in contract["signatures"].items():
-        found += _compare(name, expected, lambda target: _parameters(target))
+        found += _compare(name, expected, _parameters)
     for name, expected in contract["fields"].items():
-        found += _compare(name, expected, lambda target: _fields(target))
+        found += _compare(name, expected, _fields)
     for kind in ("properties", "members"):
         for name, expected in contract[kind].items():
             found += _compare(name, dict.fromkeys(expected, "any"), lambda target: dict.fromkeys(dir(target), "any"))

@@ -10,7 +10,7 @@ from argosy_services.errors import ArgosyError, Reason
 
 
 def drawn(token_ids: Sequence[int], entries: Sequence[Mapping[int, Any]], top: int) -> tuple[TokenLogprobs, ...]:
-    """One for each token. `entries` map token ids to objects with `logprob`. Raises NOT_SUPPORTED where one is missing."""
+    """One for each token; `entries` map ids to objects with `logprob`. Raises NOT_SUPPORTED where one is missing."""
     if len(entries) < len(token_ids):
         raise _incomplete(f"{len(entries)} log-probabilities came for {len(token_ids)} tokens")
     return tuple(_describe(token, entry, top) for token, entry in zip(token_ids, entries, strict=False))

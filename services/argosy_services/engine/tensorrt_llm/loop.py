@@ -82,7 +82,8 @@ class EngineThread(threading.Thread):
 
     def cancel(self, request_id: str) -> None:
         """Ends a sequence without an output."""
-        self._post(lambda asked=time.monotonic(): self._cancel(request_id, asked))
+        asked = time.monotonic()
+        self._post(lambda: self._cancel(request_id, asked))
 
     def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
         """Puts an adapter in and has the library read it. The future raises what `Engine.load_adapter` says."""

@@ -16,8 +16,8 @@ def make_llm(
     settings: GenerationSettings,
     info: EngineInfo,
     model: Path,
-    engine: Path | None,
     *,
+    engine: Path | None,
     logprobs: bool,
 ) -> Any:
     """Loads an LLM: the compiled `engine` where there is one, else the checkpoint. Blocks for minutes.
@@ -36,7 +36,7 @@ def make_llm(
 
 
 def lora_config(library: Library, *, max_rank: int, max_adapters: int | None) -> Any:
-    """For all layers that our adapters may change. Names are given, for without any the library would take all it has."""
+    """For all layers that our adapters may change. Without names the library would take all it has."""
     return library.lora_config(
         lora_target_modules=sorted(LORA_MODULES.values()),
         max_lora_rank=max_rank,

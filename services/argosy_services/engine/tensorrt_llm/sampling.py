@@ -1,4 +1,4 @@
-"""From a request of ours to the library's parameters. The library changes what it is given: every call makes new ones."""
+"""From a request of ours to the library's parameters. The library changes them: each call makes new ones."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Statistics:
         self._iteration = self._queued = self._paused = self.blocks_in_use = 0
 
     def picture(self, *, live: int, unstarted: int, unstarted_tokens: int, adapters: int) -> EngineStats:
-        """`unstarted` of the `live` sequences have no token yet; only those can wait, so reports that lag do not show."""
+        """`unstarted` of the `live` sequences have no token yet; only those can wait, however late a report is."""
         waiting = min(self._queued, unstarted)
         return EngineStats(
             running=live - waiting,

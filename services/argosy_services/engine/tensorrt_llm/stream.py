@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from argosy_services import metrics
 from argosy_services.engine.base import EngineInfo, Finish, Request, StepOutput, Timings, TokenLogprobs
 from argosy_services.engine.tensorrt_llm import logprobs
@@ -17,7 +15,7 @@ from argosy_services.engine.tensorrt_llm.lora import LoadedAdapter
 from argosy_services.engine.tensorrt_llm.sampling import sampling_params
 from argosy_services.errors import ArgosyError, Reason
 
-log = structlog.get_logger("argosy.engine")
+_FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +118,9 @@ class Stream:
             if self.request.score_from is None and output.token_ids_diff:
                 self._emit(output, None, response)
             return
-        finish = {"stop": Finish.STOP, "length": Finish.LENGTH}.get(reason)
-        if finish is None:
+        if reason not in _FINISHES:
             raise _ended_by_library(reason)
+        finish = _FINISHES[reason]
         if self.request.score_from is not None:
             self._emit_scores(output, self.request.score_from, response)
         else:
@@ -132,7 +130,8 @@ class Stream:
         token_ids, finish = self._cut([int(token) for token in output.token_ids_diff], finish)
         found: tuple[TokenLogprobs, ...] = ()
         if self.request.sampling.logprobs is not None:
-            found, token_ids = self._logprobs(token_ids, list(output.logprobs_diff or ()), finish)
+            # A stop token that was taken away stays away here: nothing promises a log-probability for it.
+            found = logprobs.drawn(token_ids, list(output.logprobs_diff or ()), self.request.sampling.logprobs)
         elif finish is Finish.STOP:
             token_ids = self._with_stop(token_ids, output.stop_reason)
         now = time.monotonic()
@@ -183,13 +182,6 @@ class Stream:
         if isinstance(stop_reason, int) and stop_reason in self.request.stop_token_ids:
             return [*token_ids, stop_reason]
         return token_ids
-
-    def _logprobs(
-        self, token_ids: list[int], entries: list[Any], finish: Finish | None
-    ) -> tuple[tuple[TokenLogprobs, ...], list[int]]:
-        # A stop token that was taken away stays away here: nothing promises a log-probability for it.
-        found = logprobs.drawn(token_ids, entries, self.request.sampling.logprobs or 0)
-        return found, token_ids
 
     def _timings(self, now: float) -> Timings:
         # The library does not tell when a request left its queue: waiting is part of the time to the first token.
