@@ -75,7 +75,7 @@ def compile_model(
     library = load_library()
     root = engines_dir.expanduser().absolute() if engines_dir is not None else settings.data_dir / "engines"
     with _bar(local.name) as report:
-        directory, manifest = compiler.compile_engine(library, local, gpu, build, root, report)
+        directory, manifest = compiler.compile_engine(library, local, gpu, build, root=root, report=report)
     if as_json:
         write_json(
             {"directory": directory, "size_bytes": manifest.size_bytes, "hash": manifest.hash, "key": manifest.key}

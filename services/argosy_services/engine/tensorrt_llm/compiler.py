@@ -145,7 +145,7 @@ def _compile(
         # After it: that this file is there says that all of the engine is.
         mark.touch()
     total = sum((saved / name).stat().st_size for name in engine_files(saved))
-    meter = Meter(lambda _stage, done, total: report(Step.CHECKING, done, total), Stage.CHECKING, total)
+    meter = Meter(lambda stage, done, total: report(Step.CHECKING, done, total), Stage.CHECKING, total)
     manifest = describe_engine(saved, key, meter)
     write_engine_manifest(saved, manifest)
     for folder in (saved, *(path for path in saved.rglob("*") if path.is_dir())):
