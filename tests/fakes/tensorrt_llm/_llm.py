@@ -370,5 +370,3 @@ class CompiledLLM(BaseLLM):
             raise ValueError("prompt_logprobs need gather_context_logits")
         if params.logprobs and not self.args.get("gather_generation_logits"):
             raise ValueError("logprobs need gather_generation_logits")
-
-

@@ -169,8 +169,6 @@ class TensorRtEngine:
 
     def _check_size(self, request: Request) -> None:
         tokens, limit = len(request.prompt) + request.max_tokens, self.info.max_context_tokens
-        if request.score_from is not None and self._manifest is not None:
-            tokens += 1  # The compiled engine draws one, which is thrown away.
         if tokens > limit:
             raise _too_large("prompt and answer need", tokens, limit)
         if self._manifest is not None and len(request.prompt) > self._manifest.build.max_input_len:

@@ -76,7 +76,9 @@ def model(tmp_path: Path) -> LocalModel:
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(directory / "tokenizer.json"))
     weights = {
-        f"model.layers.{layer}.{name}.weight": torch.zeros(shape) for layer in range(2) for name, shape in SHAPES.items()
+        f"model.layers.{layer}.{name}.weight": torch.zeros(shape)
+        for layer in range(2)
+        for name, shape in SHAPES.items()
     }
     save_file(weights, directory / "model.safetensors")
     return LocalModel("tiny", directory.as_uri(), directory, "f" * 64, 1000)
@@ -84,7 +86,8 @@ def model(tmp_path: Path) -> LocalModel:
 
 def settings(**changes: Any) -> GenerationSettings:
     own = {"restart_delay_s": 0.01, **changes.pop("own", {})}
-    return GenerationSettings(engine="tensorrt_llm", max_adapters=2, max_adapter_rank=4, **changes, tensorrt_llm=own)
+    given = {"max_adapters": 2, "max_adapter_rank": 4, **changes}
+    return GenerationSettings(engine="tensorrt_llm", tensorrt_llm=own, **given)
 
 
 class Bench:
@@ -147,7 +150,9 @@ def compiled(control: Any, model: LocalModel, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(device, "architecture", lambda: "sm_90")
     made: list[Bench] = []
 
-    def make(*, logprobs: bool = False, lora_max_rank: int = 4, own: dict[str, Any] | None = None, **changes: Any) -> Bench:
+    def make(
+        *, logprobs: bool = False, lora_max_rank: int = 4, own: dict[str, Any] | None = None, **changes: Any
+    ) -> Bench:
         from argosy_services.engine.factory import create_engine
 
         build = build_options(model, logprobs=logprobs, lora_max_rank=lora_max_rank)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.engine.tensorrt_llm.conftest import Bench, MakeBench, ask, eventually, tokens
 
 from argosy_services.engine.base import Finish
 from argosy_services.errors import ArgosyError, Reason
-from tests.unit.engine.tensorrt_llm.conftest import Bench, MakeBench, ask, eventually, tokens
 
 Write = Callable[..., Path]
 
@@ -96,11 +96,8 @@ def test_unknown_adapters_are_never_the_base_model(bench: MakeBench) -> None:
 
 def test_without_adapters_none_is_taken(bench: MakeBench, control: Any, write_adapter: Write) -> None:
     """Fails when LoRA is off and adapters are loaded all the same: the library ignores them in silence."""
-    from argosy_services.engine.factory import create_engine  # noqa: F401
-    from tests.unit.engine.tensorrt_llm.conftest import settings  # noqa: F401
-
-    engine = bench(max_batch=4)
-    engine.engine._thread._adapters._slots = 0
+    engine = bench(max_adapters=0)
+    assert "lora_config" not in control.llms[0].args
     with pytest.raises(ArgosyError) as raised:
         put(engine, "x#1", write_adapter("x"))
     assert raised.value.reason is Reason.ADAPTER_SLOTS_FULL

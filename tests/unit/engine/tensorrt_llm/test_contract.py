@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.engine.tensorrt_llm.conftest import needs_library
 
 from argosy_services.engine.tensorrt_llm import library
 from argosy_services.engine.tensorrt_llm.errors import LibraryError
-from tests.unit.engine.tensorrt_llm.conftest import needs_library
 
 
 @pytest.mark.usefixtures("control")
@@ -78,8 +80,6 @@ def test_a_library_that_is_not_as_documented_is_refused(monkeypatch: pytest.Monk
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails when the import is not guarded."""
-    import sys
-
     monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
     with pytest.raises(LibraryError, match="install argosy"):
         library.load_library()
@@ -87,8 +87,6 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 def test_only_one_module_imports_the_library() -> None:
     """Fails when any other module imports tensorrt_llm, which a machine without it could then not import."""
-    from pathlib import Path
-
     folder = Path(library.__file__).parent
     for path in folder.glob("*.py"):
         text = path.read_text()

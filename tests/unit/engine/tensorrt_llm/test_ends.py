@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import pytest
+from tests.unit.engine.tensorrt_llm.conftest import Bench, MakeBench, ask, eventually, tokens
 
 from argosy_services.engine.base import Finish, Grammar, GrammarKind, Sampling
 from argosy_services.errors import ArgosyError, Reason
-from tests.unit.engine.tensorrt_llm.conftest import Bench, MakeBench, ask, eventually, tokens
 
 
 def test_cancelling_frees_the_request(either: Bench) -> None:
@@ -106,8 +106,9 @@ def test_closing_ends_what_runs(bench: MakeBench, control: Any) -> None:
 
 def test_closing_before_the_start(model: Any, control: Any) -> None:
     """Fails when an engine that was never started keeps the library."""
-    from argosy_services.engine.factory import create_engine
     from tests.unit.engine.tensorrt_llm.conftest import settings
+
+    from argosy_services.engine.factory import create_engine
 
     create_engine(model, settings(), "{}").close()
     assert control.llms[0].shut_down
@@ -230,13 +231,11 @@ def test_a_compiled_engines_prompt_limit(compiled: MakeBench) -> None:
 
 
 def test_scoring_the_longest_prompt(compiled: MakeBench) -> None:
-    """Fails when the token that scoring throws away is forgotten: the compiled engine refuses it as too long."""
-    engine = compiled(logprobs=True)
-    engine.engine._manifest = None  # Only the length of the sequence counts here.
-    asked = ask(prompt=[5] * 256, max_tokens=0, score_from=1, sampling=Sampling(temperature=0.0, logprobs=1))
-    (output,) = engine.run(asked)
-    assert output.error is not None
-    assert output.error.reason is Reason.INVALID_FIELD
+    """Fails when the token that scoring throws away does not fit behind the longest prompt that is accepted."""
+    asked = ask(prompt=[5] * 200, max_tokens=0, score_from=1, sampling=Sampling(temperature=0.0, logprobs=1))
+    (output,) = compiled(logprobs=True).run(asked)
+    assert output.error is None
+    assert len(output.logprobs) == 199
 
 
 def test_what_the_library_refuses_is_the_callers(compiled: MakeBench) -> None:

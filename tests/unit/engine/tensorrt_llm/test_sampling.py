@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.unit.engine.tensorrt_llm.conftest import EOS, VOCABULARY, ask
 
 from argosy_services.engine.base import EngineInfo, Grammar, GrammarKind, Sampling
 from argosy_services.engine.tensorrt_llm.library import Library, load_library
 from argosy_services.engine.tensorrt_llm.sampling import sampling_params
 from argosy_services.errors import ArgosyError, Reason
-from tests.unit.engine.tensorrt_llm.conftest import EOS, VOCABULARY, ask
 
 INFO = EngineInfo("tensorrt_llm", "Llama", "bfloat16", "cuda", 1, 256, VOCABULARY, frozenset({EOS}), 2, 4)
 

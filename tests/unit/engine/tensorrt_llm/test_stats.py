@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
+from tests.unit.engine.tensorrt_llm.conftest import MakeBench, ask, eventually
 
 from argosy_services.engine.tensorrt_llm.stats import Statistics
-from tests.unit.engine.tensorrt_llm.conftest import MakeBench, ask, eventually
 
 REPORT = {
     "iter": 10,
@@ -72,8 +73,6 @@ def test_nobody_asks_before_the_first_request(bench: MakeBench, control: Any) ->
     """Fails when statistics are asked for before there are any; the library warns each time."""
     engine = bench()
     eventually(lambda: engine.engine.healthy)
-    import time
-
     time.sleep(0.6)
     assert control.stats_asked_early == 0
 
@@ -83,8 +82,6 @@ def test_broken_statistics_break_nothing_else(bench: MakeBench, control: Any) ->
     control.stats_fail = True
     engine = bench()
     engine.run(ask("a"))
-    import time
-
     time.sleep(0.4)
     control.stats_fail = False
     control.reports = [dict(REPORT)]

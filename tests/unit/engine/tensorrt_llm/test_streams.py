@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
+from tests.unit.engine.tensorrt_llm.conftest import EOS, Bench, MakeBench, ask, eventually, tokens
 
 from argosy_services.engine.base import Finish, Grammar, GrammarKind, Sampling
 from argosy_services.errors import ArgosyError, Reason
-from tests.unit.engine.tensorrt_llm.conftest import EOS, Bench, MakeBench, ask, eventually, tokens
 
 
 def test_tokens_come_once_and_in_order(either: Bench) -> None:
