@@ -9,6 +9,7 @@ import pytest
 from tests.unit.engine.tensorrt_llm.conftest import Bench, MakeBench, ask, eventually, tokens
 
 from argosy_services.engine.base import Finish, Grammar, GrammarKind, Sampling
+from argosy_services.engine.tensorrt_llm import loop
 from argosy_services.errors import ArgosyError, Reason
 
 
@@ -138,17 +139,14 @@ def test_after_its_death_the_library_is_started_again(bench: MakeBench, control:
     assert tokens(engine.run(ask("b"))) == tokens(engine.of("a"))
 
 
-def test_death_between_two_requests(bench: MakeBench, control: Any) -> None:
-    """Fails when RuntimeError of generate_async ends the thread, or the request is left without an answer."""
+def test_death_between_two_requests(bench: MakeBench, control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when RuntimeError of generate_async does not lead to a new start, or its request gets no answer."""
+    monkeypatch.setattr(loop, "_HEALTH_S", 3600)
     engine = bench()
-    control.llms[0]._dead = True
-    try:
-        engine.engine.submit(ask("a"))
-        last = engine.wait("a")[-1]
-        assert last.error is not None
-        assert last.error.reason is Reason.ENGINE_FAILED
-    except ArgosyError as error:
-        assert error.reason is Reason.ENGINE_FAILED
+    control.llms[0].die()
+    last = engine.run(ask("a"))[-1]
+    assert last.error is not None
+    assert last.error.reason is Reason.ENGINE_FAILED
     eventually(lambda: engine.engine.healthy and len(control.llms) == 2)
 
 
