@@ -29,6 +29,7 @@ class Control:
     results: list[Any] = field(default_factory=list)
     seen_params: list[Any] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
     stats_readers: int = 0
     stats_asked_early: int = 0
 

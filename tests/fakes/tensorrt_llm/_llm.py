@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class BaseLLM:
             raise TypeError("sampling_params")
         if not isinstance(inputs, dict) or not all(type(token) is int for token in inputs["prompt_token_ids"]):
             raise TypeError("inputs")
+        control.threads.add(threading.current_thread().name)
         prompt = inputs["prompt_token_ids"]
         self._check(prompt, sampling_params)
         params = self._prepare(sampling_params)
