@@ -42,9 +42,11 @@ def test_requests_are_made_on_the_engines_loop(bench: MakeBench, control: Any) -
 
 
 def test_the_end_token_ends(bench: MakeBench, control: Any) -> None:
-    """Fails when the model's end token is not given as end_id."""
+    """Fails when the model's end token is given as a stop word, for which the library has leaked memory."""
     control.answer = [7, 8, EOS, 9]
     outputs = bench().run(ask(max_tokens=9))
+    params = control.calls[0]["params"]
+    assert (params.end_id, params.stop_token_ids) == (EOS, None)
     assert tokens(outputs) == [7, 8, EOS]
     assert outputs[-1].finish is Finish.STOP
 
