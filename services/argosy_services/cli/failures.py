@@ -66,6 +66,7 @@ def _of_call(error: BaseException) -> Report | None:
 
 
 def _of_store(error: BaseException) -> Report | None:
+    from argosy_services.engine.tensorrt_llm import errors as tensorrt_llm
     from argosy_services.errors import ArgosyError, Reason
     from argosy_services.models import errors as store
 
@@ -75,16 +76,14 @@ def _of_store(error: BaseException) -> Report | None:
     if not isinstance(error, store.ModelStoreError):
         return None
     codes = {
-        "InvalidSourceError": ExitCode.USAGE,
-        "DownloadError": ExitCode.UNAVAILABLE,
-        "NameTakenError": ExitCode.CONFLICT,
-        # Of engine/tensorrt_llm/errors.py, which is not imported for the sake of a name.
-        "BuildRequestError": ExitCode.USAGE,
-        "EngineMismatchError": ExitCode.CONFLICT,
+        store.InvalidSourceError: ExitCode.USAGE,
+        store.DownloadError: ExitCode.UNAVAILABLE,
+        store.NameTakenError: ExitCode.CONFLICT,
+        tensorrt_llm.BuildRequestError: ExitCode.USAGE,
+        tensorrt_llm.EngineMismatchError: ExitCode.CONFLICT,
     }
-    ours = type(error).__module__ == store.__name__
-    code = codes.get(type(error).__name__, ExitCode.FAILED)
-    return Report("MODEL_STORE" if ours else "TENSORRT_LLM", str(error), code)
+    reason = "TENSORRT_LLM" if isinstance(error, tensorrt_llm.TensorRtLlmError) else "MODEL_STORE"
+    return Report(reason, str(error), codes.get(type(error), ExitCode.FAILED))
 
 
 def _of_settings(error: BaseException) -> Report | None:

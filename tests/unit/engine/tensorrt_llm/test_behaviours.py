@@ -200,7 +200,7 @@ async def test_trt_arguments(compiled_llm: Callable[..., Any]) -> None:
     llm = await asyncio.to_thread(compiled_llm)
     library = load_library()
     for params in ({"max_tokens": 300}, {"logprobs": 1}, {"prompt_logprobs": 1}):
-        with pytest.raises(ValueError, match="max_seq_len|logprobs"):
+        with pytest.raises(ValueError, match=r"max_seq_len|logprobs"):
             llm.generate_async(PROMPT, sampling_params=library.sampling_params(end_id=-1, **params))
 
 
