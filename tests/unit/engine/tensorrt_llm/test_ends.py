@@ -46,13 +46,14 @@ def test_cancelling_before_it_runs(bench: MakeBench, control: Any) -> None:
     assert engine.of("r") == []
 
 
-def test_cancelling_twice_or_nobody(either: Bench) -> None:
-    """Fails when `cancel` of an unknown or finished request raises."""
+def test_cancelling_twice_or_nobody(either: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Fails when `cancel` of an unknown or finished request raises on the engine's loop."""
     either.engine.cancel("nobody")
     either.run(ask())
     either.engine.cancel("r")
     either.engine.cancel("r")
     assert either.run(ask("after"))[-1].finish is not Finish.FAILED
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_one_failed_request_is_its_own(bench: MakeBench, control: Any) -> None:
