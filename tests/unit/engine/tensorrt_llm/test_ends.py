@@ -117,7 +117,7 @@ def test_closing_before_the_start(model: Any, control: Any) -> None:
 
 
 def test_the_librarys_death_ends_those_that_wait(bench: MakeBench, control: Any) -> None:
-    """Fails when health is not watched: whoever waits for a response is told nothing."""
+    """Fails when health is not watched (whoever waits for a response is told nothing), or places are lost."""
     control.step_s = 0.01
     engine = bench()
     engine.engine.submit(ask("a", max_tokens=200))
@@ -128,6 +128,7 @@ def test_the_librarys_death_ends_those_that_wait(bench: MakeBench, control: Any)
         last = engine.wait(name)[-1]
         assert last.error is not None
         assert last.error.reason is Reason.ENGINE_FAILED
+    eventually(lambda: engine.engine._thread._live == 0)
 
 
 def test_after_its_death_the_library_is_started_again(bench: MakeBench, control: Any) -> None:
