@@ -25,10 +25,45 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class TensorRtLlmSettings(_Section):
+    """TensorRT-LLM on NVIDIA GPUs; used where generation.engine is tensorrt_llm. See docs/tensorrt-llm.md."""
+
+    mode: Literal["compiled", "pytorch"] = Field(
+        default="pytorch",
+        description="compiled runs an engine that `argosy compile` made, pytorch the checkpoint itself.",
+    )
+    engine_dir: Path | None = Field(
+        default=None,
+        description="A compiled engine, or a directory with several below it, of which the one that fits is taken.",
+    )
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64, description="GPUs that share the model.")
+    quantization: Literal["none", "fp8"] = Field(
+        default="none", description="What the compiled engine must have been quantized to."
+    )
+    kv_cache_fraction: float = Field(
+        default=0.85, gt=0, lt=1, description="Part of the GPU's free memory that the key-value cache takes."
+    )
+    max_batch_tokens: int = Field(default=8192, ge=64, description="Most tokens that one step computes.")
+    sampler: Literal["auto", "TorchSampler", "TRTLLMSampler"] = Field(
+        default="auto", description="The library's sampler in pytorch mode."
+    )
+    max_adapter_versions: int = Field(
+        default=256, ge=1, description="Most different adapters until a restart: the library keeps the memory of each."
+    )
+    max_restarts: int = Field(default=3, ge=0, le=100, description="Most attempts to start the library again.")
+    restart_delay_s: float = Field(
+        default=1.0, ge=0, le=60, description="Before the first such attempt; each further one waits twice as long."
+    )
+
+
 class GenerationSettings(_Section):
     """The generation model and its engine."""
 
     model: str = Field(default="smollm2-135m-instruct", description="Name in the model store, or a source URI.")
+    engine: Literal["torch", "tensorrt_llm"] = Field(
+        default="torch", description="What runs the model; tensorrt_llm needs the extra `trtllm` and an NVIDIA GPU."
+    )
+    tensorrt_llm: TensorRtLlmSettings = TensorRtLlmSettings()
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="Type of weights and cache; auto takes bfloat16 where the device computes with it natively.",
@@ -49,6 +84,19 @@ class GenerationSettings(_Section):
     max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
     max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_load(self) -> GenerationSettings:
+        library = self.tensorrt_llm
+        if self.engine == "tensorrt_llm" and library.mode == "compiled" and library.engine_dir is None:
+            raise ValueError(
+                "tensorrt_llm.engine_dir is not set: name what `argosy compile` printed, or use mode pytorch"
+            )
+        if self.engine == "tensorrt_llm" and library.mode == "pytorch" and library.quantization != "none":
+            raise ValueError(
+                "tensorrt_llm.quantization is for mode compiled; in mode pytorch serve a checkpoint that is quantized"
+            )
+        return self
 
 
 class EmbeddingSettings(_Section):

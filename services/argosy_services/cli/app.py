@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from argosy_services.cli import adapters, agent, chat, cluster, embed, generate, models, serve, status, tokenize
+from argosy_services.cli import (
+    adapters,
+    agent,
+    chat,
+    cluster,
+    compile,
+    embed,
+    generate,
+    models,
+    serve,
+    status,
+    tokenize,
+)
 from argosy_services.cli.exit_codes import ExitCode, describe
 from argosy_services.cli.session import Session
 
@@ -78,6 +90,7 @@ app.command(rich_help_panel="Server")(serve.serve)
 for command in (cluster.up, cluster.down, cluster.deploy, cluster.status):
     app.command(rich_help_panel="Cluster")(command)
 app.add_typer(models.app, name="models", rich_help_panel="Server")
+app.command("compile", rich_help_panel="Server")(compile.compile_model)
 app.command(rich_help_panel="Server")(status.health)
 app.command(rich_help_panel="Generation")(chat.chat)
 app.command(rich_help_panel="Generation")(generate.generate)

@@ -112,7 +112,7 @@ def status(
                 state.name,
                 deployment.name,
                 Text(state.status, style=_STYLES.get(state.status, "")),
-                _replicas(deployment),
+                _replicas(deployment.replicas),
             )
             for state in states
             for deployment in state.deployments

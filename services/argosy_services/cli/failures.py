@@ -66,6 +66,7 @@ def _of_call(error: BaseException) -> Report | None:
 
 
 def _of_store(error: BaseException) -> Report | None:
+    from argosy_services.engine.tensorrt_llm import errors as tensorrt_llm
     from argosy_services.errors import ArgosyError, Reason
     from argosy_services.models import errors as store
 
@@ -78,8 +79,11 @@ def _of_store(error: BaseException) -> Report | None:
         store.InvalidSourceError: ExitCode.USAGE,
         store.DownloadError: ExitCode.UNAVAILABLE,
         store.NameTakenError: ExitCode.CONFLICT,
+        tensorrt_llm.BuildRequestError: ExitCode.USAGE,
+        tensorrt_llm.EngineMismatchError: ExitCode.CONFLICT,
     }
-    return Report("MODEL_STORE", str(error), codes.get(type(error), ExitCode.FAILED))
+    reason = "TENSORRT_LLM" if isinstance(error, tensorrt_llm.TensorRtLlmError) else "MODEL_STORE"
+    return Report(reason, str(error), codes.get(type(error), ExitCode.FAILED))
 
 
 def _of_cluster(error: BaseException) -> Report | None:

@@ -8,11 +8,17 @@ from argosy_services.settings import GenerationSettings
 
 
 def create_engine(model: LocalModel, settings: GenerationSettings, tokenizer_json: str) -> Engine:
-    """Loads a model into an engine that is ready to be started. Blocks for seconds; for any thread.
+    """Loads a model into an engine that is ready to be started. Blocks for seconds, or minutes with TensorRT-LLM; for
+    any thread.
 
     `tokenizer_json` is the text of the model's tokenizer.json, of which grammars need the bytes of every token. Raises
-    UnsupportedModelError for a checkpoint that the engine cannot serve.
+    UnsupportedModelError for a checkpoint that the engine cannot serve, and TensorRtLlmError where that library, a
+    compiled engine, and this machine do not fit.
     """
+    if settings.engine == "tensorrt_llm":
+        from argosy_services.engine.tensorrt_llm.engine import TensorRtEngine
+
+        return TensorRtEngine.load(model, settings, tokenizer_json)
     from argosy_services.engine.torch_engine.engine import TorchEngine
 
     return TorchEngine.load(model, settings, tokenizer_json)

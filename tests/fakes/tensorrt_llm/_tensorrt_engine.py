@@ -1,0 +1,3 @@
+from tensorrt_llm._llm import CompiledLLM as LLM
+
+__all__ = ["LLM"]
