@@ -140,6 +140,7 @@ def _deployment(settings: Settings, name: str, replicas: Replicas, scaling: Mapp
             "max_replicas": replicas.max,
             "upscale_delay_s": cluster.upscale_seconds,
             "downscale_delay_s": cluster.downscale_seconds,
+            "metrics_interval_s": 1.0,
             "look_back_period_s": max(2.0, cluster.upscale_seconds),
             **scaling,
         }

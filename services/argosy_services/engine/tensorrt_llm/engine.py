@@ -178,9 +178,8 @@ class TensorRtEngine:
         if request.generated and (request.grammar is not None or request.sampling.temperature > 0):
             # The library draws by its own steps, and its grammars begin with the first token.
             raise ArgosyError(
-                Reason.ENGINE_FAILED,
-                "the engine that ran this sequence is gone, and only greedy ones without a form go on in another; retry",
-                retry_after_s=1.0,
+                Reason.NOT_SUPPORTED,
+                "its engine is gone, and on another one only greedy answers without a form go on; retry",
             )
         if request.grammar is not None:
             require_supported(request.grammar)

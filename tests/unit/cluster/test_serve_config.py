@@ -1,0 +1,74 @@
+"""What Ray Serve is told."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from pydantic import SecretStr
+from ray.serve.schema import ServeDeploySchema
+
+from argosy_services.cluster.serve_config import environment, placement, serve_config
+from argosy_services.settings import ClusterSettings, Replicas, Settings
+
+
+def deployments(settings: Settings) -> dict[str, dict[str, object]]:
+    config = serve_config(settings)
+    return {found["name"]: found for application in config["applications"] for found in application["deployments"]}
+
+
+def test_ray_serve_takes_it_and_every_name_in_it_exists() -> None:
+    config = serve_config(Settings())
+    ServeDeploySchema.model_validate(config)
+    paths = [application["import_path"] for application in config["applications"]]
+    paths += [path.replace(".install", ":install") for path in config["grpc_options"]["grpc_servicer_functions"][:1]]
+    paths += [path.rpartition(".")[0] + ":" + path.rpartition(".")[2] for path in _servicer_functions(config)]
+    for path in paths:
+        module, _, name = path.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+    assert [application["name"] for application in config["applications"]] == [
+        "tokenization",
+        "generation",
+        "embeddings",
+        "adapters",
+        "agents",
+    ]
+
+
+def _servicer_functions(config: dict[str, dict[str, list[str]]]) -> list[str]:
+    return config["grpc_options"]["grpc_servicer_functions"][1:]
+
+
+def test_no_secret_is_in_it_and_only_what_differs_from_the_defaults() -> None:
+    settings = Settings(api_keys=(SecretStr("not-for-others"),), drain_seconds=7)
+    assert "not-for-others" not in repr(serve_config(settings))
+    given = serve_config(settings)["applications"][0]["args"]
+    assert given["drain_seconds"] == 7
+    assert "generation" not in given
+
+
+def test_engines_scale_by_our_policy_and_the_registry_is_one() -> None:
+    settings = Settings(cluster=ClusterSettings(engine=Replicas(min=0, max=3, cpus=0.5), engine_waiting_tokens=100))
+    found = deployments(settings)
+    scaling = found["Engine"]["autoscaling_config"]
+    assert isinstance(scaling, dict)
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (0, 3)
+    assert scaling["policy"]["policy_kwargs"]["waiting_tokens"] == 100
+    assert found["Adapters"]["num_replicas"] == 1
+    assert "autoscaling_config" not in found["Adapters"]
+
+
+def test_an_engine_over_four_gpus_has_a_bundle_for_each_on_one_node() -> None:
+    engine = deployments(Settings(cluster=ClusterSettings(engine_gpus=4)))["Engine"]
+    assert engine["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 1}] * 4
+    assert engine["placement_group_strategy"] == "STRICT_PACK"
+    assert engine["ray_actor_options"] == {"num_cpus": 1.0}
+    assert placement(2, 1)["placement_group_bundles"] == [{"CPU": 2, "GPU": 1}]
+    ServeDeploySchema.model_validate(serve_config(Settings(cluster=ClusterSettings(engine_gpus=4))))
+
+
+@pytest.mark.parametrize(("profile", "proxy"), [("small", None), ("production", "1")])
+def test_production_puts_haproxy_before_replicas(profile: str, proxy: str | None) -> None:
+    settings = Settings(cluster=ClusterSettings(profile=profile))  # type: ignore[arg-type]
+    assert environment(settings).get("RAY_SERVE_ENABLE_HA_PROXY") == proxy
+    assert environment(settings)["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] == str(settings.max_message_bytes)
