@@ -11,6 +11,9 @@ from ray.serve.schema import ServeDeploySchema
 from argosy_services.cluster.serve_config import environment, placement, serve_config
 from argosy_services.settings import ClusterSettings, Replicas, Settings
 
+# Ray wants the interval set by the environment, as it is, and also warns where it is not set here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*metrics_interval_s:DeprecationWarning")
+
 
 def deployments(settings: Settings) -> dict[str, dict[str, object]]:
     config = serve_config(settings)
