@@ -105,15 +105,12 @@ def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0
     grpc_port, http_port, dashboard_port = _free_ports(3)
     ports = {"http_port": http_port, "dashboard_port": dashboard_port}
     given = given.model_copy(update={"port": grpc_port, "cluster": given.cluster.model_copy(update=ports)})
-    try:
-        ray = local.start(given)
+    with local.running(given) as ray:
         control = Control(ray.dashboard)
         control.deploy(serve_config(given), lambda: ray.alive)
         for _ in control.follow(ready_s):
             pass
         yield RunningCluster(given)
-    finally:
-        local.stop(given)
 
 
 def _free_ports(count: int) -> list[int]:

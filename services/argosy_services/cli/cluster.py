@@ -111,7 +111,7 @@ def status(
             (
                 state.name,
                 deployment.name,
-                Text(state.status, style=_STYLES.get(state.status, "")),
+                _colored(state.status),
                 _replicas(deployment.replicas),
             )
             for state in states

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +80,18 @@ def start(settings: Settings) -> LocalRay:
     ray = {"pid": process.pid, "dashboard": f"http://127.0.0.1:{settings.cluster.dashboard_port}"}
     _note(settings).write_text(json.dumps(ray))
     return LocalRay(**ray, process=process)
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[LocalRay]:
+    """A Ray for the length of a `with` block. Raises ClusterError."""
+    ray = start(settings)
+    try:
+        yield ray
+    finally:
+        stop(settings)
+        if ray.process is not None:
+            ray.process.wait()
 
 
 def stop(settings: Settings) -> bool:
