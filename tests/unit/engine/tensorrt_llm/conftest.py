@@ -143,7 +143,7 @@ def bench(control: Any, model: LocalModel) -> Iterator[MakeBench]:
 
 @pytest.fixture
 def compiled(control: Any, model: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeBench:
-    """Compiles, loads and starts engines; `logprobs` compiles one that can tell them."""
+    """Compiles, loads and starts engines; `logprobs` compiles one that can tell them, `build` changes its options."""
     from argosy_services.engine.tensorrt_llm import compiler, device
     from argosy_services.engine.tensorrt_llm.library import load_library
 
@@ -151,13 +151,13 @@ def compiled(control: Any, model: LocalModel, tmp_path: Path, monkeypatch: pytes
     made: list[Bench] = []
 
     def make(
-        *, logprobs: bool = False, lora_max_rank: int = 4, own: dict[str, Any] | None = None, **changes: Any
+        *, logprobs: bool = False, build: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **changes: Any
     ) -> Bench:
         from argosy_services.engine.factory import create_engine
 
-        build = build_options(model, logprobs=logprobs, lora_max_rank=lora_max_rank)
+        options = build_options(model, logprobs=logprobs, **(build or {}))
         root = tmp_path / "engines"
-        compiler.compile_engine(load_library(), model, "h200", build, root=root, report=lambda *_: None)
+        compiler.compile_engine(load_library(), model, "h200", options, root=root, report=lambda *_: None)
         text = (model.path / "tokenizer.json").read_text()
         chosen = settings(own={"mode": "compiled", "engine_dir": root, **(own or {})}, **changes)
         made.append(Bench(create_engine(model, chosen, text)))

@@ -231,11 +231,11 @@ def test_a_compiled_engines_prompt_limit(compiled: MakeBench) -> None:
 
 
 def test_scoring_the_longest_prompt(compiled: MakeBench) -> None:
-    """Fails when the token that scoring throws away does not fit behind the longest prompt that is accepted."""
-    asked = ask(prompt=[5] * 200, max_tokens=0, score_from=1, sampling=Sampling(temperature=0.0, logprobs=1))
-    (output,) = compiled(logprobs=True).run(asked)
+    """Fails when scoring draws two tokens, or a build that names no longest prompt takes the whole sequence for it."""
+    asked = ask(prompt=[5] * 255, max_tokens=0, score_from=1, sampling=Sampling(temperature=0.0, logprobs=1))
+    (output,) = compiled(logprobs=True, build={"max_input_len": 0}).run(asked)
     assert output.error is None
-    assert len(output.logprobs) == 199
+    assert len(output.logprobs) == 254
 
 
 def test_what_the_library_refuses_is_the_callers(compiled: MakeBench) -> None:

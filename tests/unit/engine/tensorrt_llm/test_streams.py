@@ -20,8 +20,13 @@ def test_tokens_come_once_and_in_order(either: Bench) -> None:
 
 
 def test_greedy_answers_are_alike(either: Bench) -> None:
-    """Fails when greedy requests are sampled."""
-    assert tokens(either.run(ask("a"))) == tokens(either.run(ask("b")))
+    """Fails when temperature 0 is handed on as 1: the seed would then decide."""
+    answers = [
+        tokens(either.run(ask(f"r{seed}", sampling=Sampling(temperature=0.0, seed=seed), stop_token_ids=frozenset())))
+        for seed in (1, 2)
+    ]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 5
 
 
 def test_seeds_decide(bench: MakeBench) -> None:
@@ -139,7 +144,7 @@ def test_log_probabilities(either: Bench) -> None:
 
 
 def test_only_the_drawn_tokens_log_probability(either: Bench) -> None:
-    """Fails when logprobs=0 is taken for "off"."""
+    """Fails when logprobs=0 is handed on, which is "off" for the library, or is taken for "off" in the stream."""
     outputs = either.run(ask(sampling=Sampling(temperature=0.0, logprobs=0), stop_token_ids=frozenset()))
     assert len(tokens(outputs)) == 5
     assert all(len(output.logprobs) == len(output.token_ids) for output in outputs)
