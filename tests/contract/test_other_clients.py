@@ -64,10 +64,12 @@ def test_grpcurl_streams_a_generation(grpcurl: object) -> None:
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
 def test_health_answers_per_service(fleet: RunningFleet, service: str) -> None:
+    # HAProxy, too, finds a server by this header: any application's, since each knows of all of them.
+    header = (("application", "tokenization"),)
     with grpc.insecure_channel(fleet.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5, metadata=header)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as unknown:
-            stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=5)
+            stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=5, metadata=header)
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND

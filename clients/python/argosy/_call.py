@@ -10,7 +10,10 @@ from argosy._channel import DEFAULT_TIMEOUTS
 from argosy._config import Config, check_timeout
 from argosy._metadata import Metadata, make_metadata, make_request_id
 from argosy._status import RpcStatus, to_error
-from argosy.errors import ArgosyError, ConnectError, ResourceExhaustedError, UnavailableError
+from argosy.errors import ArgosyError, CallCancelledError, ConnectError, ResourceExhaustedError, UnavailableError
+
+# They only compute: asking again costs time and changes nothing. An agent's tools may do more.
+_REPEATABLE = ("tokenization", "embeddings", "generation")
 
 
 class Deadline:
@@ -46,6 +49,7 @@ class CallPlan:
         self._area = area
         self._deadline = Deadline(choose_timeout(timeout, config, DEFAULT_TIMEOUTS[area]))
         self._failures = 0
+        self._lost = False
 
     def attempt(self) -> tuple[float | None, Metadata]:
         """Timeout and metadata of the next attempt."""
@@ -61,7 +65,7 @@ class CallPlan:
         """Seconds to wait before the next attempt; None: the error is the caller's."""
         policy = self._config.retry
         self._failures += 1
-        if not _started_nothing(error) or self._failures >= policy.max_attempts:
+        if not (_started_nothing(error) or self._may_repeat(error)) or self._failures >= policy.max_attempts:
             return None
         asked = error.retry_after or 0.0
         if asked > policy.max_delay:
@@ -69,6 +73,12 @@ class CallPlan:
         wait = max(asked, policy.backoff(self._failures)) * random.uniform(1.0, 1.0 + policy.jitter)  # noqa: S311
         remaining = self._deadline.remaining()
         return None if remaining is not None and wait >= remaining else wait
+
+    def _may_repeat(self, error: ArgosyError) -> bool:
+        """Whether the answer was lost on its way. Once only: a request that kills servers must not meet them all."""
+        lost = isinstance(error, UnavailableError | CallCancelledError) and not error.reason
+        first, self._lost = lost and not self._lost, self._lost or lost
+        return first and self._area in _REPEATABLE
 
 
 def _started_nothing(error: ArgosyError) -> bool:

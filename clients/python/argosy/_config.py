@@ -16,20 +16,22 @@ Tls: TypeAlias = bool | bytes | Path
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When a call that started nothing is tried again. Times are in seconds.
+    """When a call is tried again. Times are in seconds.
 
-    Tried again are calls that never reached a server, and calls that a server refused with RESOURCE_EXHAUSTED or
-    UNAVAILABLE and a delay (`RetryInfo`); streams only before their first event. So no work is ever done twice, and
-    the rule is the same for calls that change something (`adapters.load` is idempotent besides).
+    Tried again are calls that started nothing: those that never reached a server, and those that a server refused with
+    RESOURCE_EXHAUSTED or UNAVAILABLE and a delay (`RetryInfo`). A call whose connection breaks under it may have been
+    started; it is tried again once where it only computes (tokenization, embeddings, generation), never where it might
+    change something twice (adapters, agents). Streams are tried again only before their first event.
 
     A wait is the longer of the server's delay and an exponential backoff, plus jitter. A server that asks for more than
     `max_delay` gets no second try, nor does a call whose deadline is nearer than the wait. `max_attempts` counts the
-    first one: 1 is no retry.
+    first one: 1 is no retry. The defaults wait for about 7 seconds altogether, longer than a fleet needs to replace
+    a proxy that died.
     """
 
-    max_attempts: int = 4
+    max_attempts: int = 8
     initial_backoff: float = 0.1
-    max_backoff: float = 5.0
+    max_backoff: float = 2.0
     multiplier: float = 2.0
     jitter: float = 0.2
     max_delay: float = 30.0

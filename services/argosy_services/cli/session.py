@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import argosy
 
 
+# Whoever types a command wants to hear soon that nothing listens.
+_ATTEMPTS = 4
+
+
 class UsageError(Exception):
     """Arguments that do not go together; the message says what to do."""
 
@@ -33,7 +37,13 @@ class Session:
         import argosy
 
         try:
-            client = argosy.Client(self.address, api_key=self.api_key, timeout=self.timeout, tls=self.tls)
+            client = argosy.Client(
+                self.address,
+                api_key=self.api_key,
+                timeout=self.timeout,
+                tls=self.tls,
+                retry=argosy.RetryPolicy(max_attempts=_ATTEMPTS),
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
         with client:

@@ -151,7 +151,11 @@ def compiled(control: Any, model: LocalModel, tmp_path: Path, monkeypatch: pytes
     made: list[Bench] = []
 
     def make(
-        *, logprobs: bool = False, build: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **changes: Any
+        *,
+        logprobs: bool = False,
+        build: dict[str, Any] | None = None,
+        own: dict[str, Any] | None = None,
+        **changes: Any,
     ) -> Bench:
         from argosy_services.engine.factory import create_engine
 
