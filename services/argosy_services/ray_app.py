@@ -71,6 +71,10 @@ class TokenizationDeployment(TokenizationServicer):
         super().__init__(make_tokenization(tokenizers), replica.gate, replica.auth)
         metrics.READY.set(1)
 
+    async def reconfigure(self, live: Given) -> None:
+        """Takes over settings while it runs; see `serve_config`."""
+        self._replica.reconfigure(live)
+
     def __del__(self) -> None:
         self._replica.close()
 
@@ -84,6 +88,11 @@ class EmbeddingsDeployment(EmbeddingsServicer):
         self._embeddings.start()
         super().__init__(self._embeddings, replica.gate, replica.auth)
         metrics.READY.set(1)
+
+    async def reconfigure(self, live: Given) -> None:
+        """Takes over settings while it runs; see `serve_config`."""
+        limits = self._replica.reconfigure(live).embeddings
+        self._embeddings.limit(max_batch_tokens=limits.max_batch_tokens, max_waiting_texts=limits.max_waiting_texts)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the number of replicas goes by; see `scaling.EmbeddingScaling`."""
@@ -104,6 +113,11 @@ class AdaptersDeployment(AdaptersServicer):
         self._adapters.start()
         super().__init__(self._adapters, replica.gate, replica.auth)
         metrics.READY.set(1)
+
+    async def reconfigure(self, live: Given) -> None:
+        """Takes over settings while it runs; see `serve_config`."""
+        settings = self._replica.reconfigure(live)
+        self._adapters.accept(settings.adapter_roots, settings.adapters.max_size_bytes)
 
     async def hold(self, name: str) -> AsyncIterator[Lease | ArgosyError | None]:
         """A lease for as long as the stream is read: first the lease or why there is none, then None if it must end."""
@@ -145,6 +159,10 @@ class EngineDeployment:
         await self._reconcile()
         self._reconciling = asyncio.create_task(self._keep_reconciling())
         metrics.READY.set(1)
+
+    async def reconfigure(self, live: Given) -> None:
+        """Takes over settings while it runs; see `serve_config`."""
+        self._host.engine.max_waiting = self._replica.reconfigure(live).generation.max_waiting
 
     async def describe(self) -> EngineInfo:
         """What the engine serves."""
@@ -264,6 +282,10 @@ class GenerationDeployment(GenerationServicer):
         super().__init__(self._generation, replica.gate, replica.auth)
         metrics.READY.set(1)
 
+    async def reconfigure(self, live: Given) -> None:
+        """Takes over settings while it runs; see `serve_config`."""
+        self._replica.reconfigure(live)
+
     async def models(self) -> list[ModelInfo]:
         """The served models, for agents."""
         return self._generation.models()
@@ -291,8 +313,13 @@ class AgentsDeployment(AgentsServicer):
     async def __init__(self, given: Given) -> None:
         self._replica = replica = Replica(given)
         generation = await HandleGeneration.connect()
-        super().__init__(make_agents(replica.settings, generation), replica.gate, replica.auth)
+        self._agents = make_agents(replica.settings, generation)
+        super().__init__(self._agents, replica.gate, replica.auth)
         metrics.READY.set(1)
+
+    async def reconfigure(self, live: Given) -> None:
+        """Takes over settings while it runs; see `serve_config`."""
+        self._agents.max_running = self._replica.reconfigure(live).agents.max_running
 
     def __del__(self) -> None:
         self._replica.close()

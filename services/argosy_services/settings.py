@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -19,6 +19,11 @@ from pydantic_settings import (
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
+
+# Settings that a fleet on Ray takes over while it runs: changing them restarts nothing.
+_LIVE: dict[str, JsonValue] = {"live": True}
+
+_DATA_DIR = "~/.local/share/argosy"
 
 
 class _Section(BaseModel):
@@ -80,7 +85,9 @@ class GenerationSettings(_Section):
     )
     max_batch: int = Field(default=64, ge=1, le=4096, description="Most sequences in one step.")
     max_step_tokens: int = Field(default=512, ge=16, description="Most tokens that one step computes.")
-    max_waiting: int = Field(default=256, ge=0, description="Most sequences that wait; one more is refused.")
+    max_waiting: int = Field(
+        default=256, ge=0, description="Most sequences that wait; one more is refused.", json_schema_extra=_LIVE
+    )
     max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
     max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
@@ -103,8 +110,12 @@ class EmbeddingSettings(_Section):
     """The embedding model."""
 
     model: str = Field(default="all-minilm-l6-v2", description="Name in the model store, or a source URI.")
-    max_batch_tokens: int = Field(default=1_024, ge=16, description="Most tokens, padding included, in one batch.")
-    max_waiting_texts: int = Field(default=16_384, ge=1, description="Most texts that wait; more are refused.")
+    max_batch_tokens: int = Field(
+        default=1_024, ge=16, description="Most tokens, padding included, in one batch.", json_schema_extra=_LIVE
+    )
+    max_waiting_texts: int = Field(
+        default=16_384, ge=1, description="Most texts that wait; more are refused.", json_schema_extra=_LIVE
+    )
 
 
 class AdapterSettings(_Section):
@@ -113,14 +124,19 @@ class AdapterSettings(_Section):
     roots: tuple[Path, ...] = Field(
         default=(),
         description="Directories below which file:// sources are accepted; the data directory's adapters/ always is.",
+        json_schema_extra=_LIVE,
     )
-    max_size_bytes: int = Field(default=1 << 30, ge=1, description="Largest adapter directory that is accepted.")
+    max_size_bytes: int = Field(
+        default=1 << 30, ge=1, description="Largest adapter directory that is accepted.", json_schema_extra=_LIVE
+    )
 
 
 class AgentSettings(_Section):
     """Bounds of agent runs."""
 
-    max_running: int = Field(default=32, ge=1, description="Most runs at once; one more is refused.")
+    max_running: int = Field(
+        default=32, ge=1, description="Most runs at once; one more is refused.", json_schema_extra=_LIVE
+    )
 
 
 class Replicas(_Section):
@@ -187,7 +203,7 @@ class Settings(BaseSettings):
     port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     metrics_host: str = Field(default="127.0.0.1", description="Address of the Prometheus port.")
     metrics_port: int = Field(default=50052, ge=0, le=65535, description="Prometheus port; 0 takes a free one.")
-    data_dir: Path = Field(default=Path("~/.local/share/argosy"), description="Where models and adapters are kept.")
+    data_dir: Path = Field(default=Path(_DATA_DIR), description="Where models and adapters are kept.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="Keys of which calls must carry one, separated by commas in the environment; none admits all.",
@@ -204,7 +220,7 @@ class Settings(BaseSettings):
         default=16 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Lowest level that is logged."
+        default="info", description="Lowest level that is logged.", json_schema_extra=_LIVE
     )
     log_format: Literal["json", "console"] = Field(default="json", description="Form of log lines on standard error.")
     generation: GenerationSettings = GenerationSettings()
@@ -236,7 +252,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _expand_home(cls, values: dict[str, object]) -> dict[str, object]:
-        data_dir = values.get("data_dir", "~/.local/share/argosy")
+        data_dir = values.get("data_dir", default_data_dir())
         return {**values, "data_dir": Path(str(data_dir)).expanduser().absolute()}
 
     @field_validator("api_keys", mode="before")
@@ -282,6 +298,16 @@ class Settings(BaseSettings):
     def redacted(self) -> dict[str, object]:
         """The settings as plain values with every secret masked, for logs."""
         return self.model_dump(mode="json")
+
+
+def default_data_dir() -> Path:
+    """Where models and adapters are kept unless told otherwise."""
+    return Path(_DATA_DIR).expanduser()
+
+
+def live_fields(section: type[BaseModel]) -> set[str]:
+    """Names of the settings that a fleet on Ray takes over while it runs."""
+    return {name for name, field in section.model_fields.items() if field.json_schema_extra == _LIVE}
 
 
 def is_loopback(host: str) -> bool:

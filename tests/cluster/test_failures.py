@@ -69,7 +69,7 @@ async def test_service_is_back_soon_after_the_proxy_died(fleet: RunningCluster, 
         except argosy.ArgosyError:
             assert time.monotonic() - killed < BACK_WITHIN_S
             await asyncio.sleep(0.05)
-    print(f"back after {time.monotonic() - killed:.1f} s")  # noqa: T201 - a figure of the results page
+    print(f"back after {time.monotonic() - killed:.1f} s")
 
 
 @pytest.mark.parametrize("victim", ["ray::ServeReplica:generation:Generation", "ray::ServeReplica:adapters:Adapters"])

@@ -54,12 +54,16 @@ class AdaptersService:
         self, engines: Mapping[str, AdapterHost], roots: Sequence[Path], max_size_bytes: int, cache_dir: Path
     ) -> None:
         self._engines = dict(engines)
-        self._sources = AdapterSources(roots, max_size_bytes)
+        self.accept(roots, max_size_bytes)
         self._cache = AdapterCache(cache_dir)
         self._registry = AdapterRegistry()
         self._lives: dict[str, Life] = {}
         self._line = Line(_LOADS_AT_ONCE)
         self._closed = False
+
+    def accept(self, roots: Sequence[Path], max_size_bytes: int) -> None:
+        """Changes which sources are accepted from now on."""
+        self._sources = AdapterSources(roots, max_size_bytes)
 
     def start(self) -> None:
         """Makes the cache. Must come before the first adapter."""

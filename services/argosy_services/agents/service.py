@@ -27,13 +27,13 @@ _RETRY_AFTER_S = 1.0
 
 
 class AgentsService:
-    """Agents over one chat model. Belongs on one event loop."""
+    """Agents over one chat model. Belongs on one event loop. `max_running` may be changed at any time."""
 
     def __init__(self, model: ChatModel, tools: Sequence[Tool], max_running: int) -> None:
         """Raises ValueError for tools that cannot stand beside each other."""
         self._model = model
         self._tools = ToolRegistry(tools)
-        self._max_running = max_running
+        self.max_running = max_running
         self._running = 0
         self._prompt = load_prompt("react")
 
@@ -65,12 +65,12 @@ class AgentsService:
             metrics.AGENT_RUNS.labels(outcome=outcome).inc()
 
     def _admit(self) -> None:
-        if self._running >= self._max_running:
+        if self._running >= self.max_running:
             raise ArgosyError(
                 Reason.QUEUE_FULL,
                 f"{self._running} agent runs are in progress, the most that this server takes; retry soon",
                 retry_after_s=_RETRY_AFTER_S,
-                limit=self._max_running,
+                limit=self.max_running,
                 value=self._running,
             )
         self._running += 1

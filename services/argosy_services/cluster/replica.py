@@ -23,12 +23,22 @@ class Replica:
         """`given` are settings that go before those of the environment. Call it in the replica, once."""
         # As in the embedded runtime; see embedded.py. Before anything imports torch.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        self.settings = Settings(**given)  # type: ignore[arg-type]
-        logs.configure(self.settings.log_level, self.settings.log_format)
+        self._given = given
+        self.reconfigure({})
         self.auth = Authenticator([key.get_secret_value() for key in self.settings.api_keys])
         self.gate = Gate()
         self.gate.open()
         self._target = _publish_metrics(self.settings)
+
+    def reconfigure(self, live: Mapping[str, object]) -> Settings:
+        """Takes over settings while it runs; returns all that are now in force."""
+        merged = dict(self._given)
+        for name, value in live.items():
+            before = merged.get(name)
+            merged[name] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        self.settings = Settings(**merged)  # type: ignore[arg-type]
+        logs.configure(self.settings.log_level, self.settings.log_format)
+        return self.settings
 
     def close(self) -> None:
         """Withdraws the metrics' address."""

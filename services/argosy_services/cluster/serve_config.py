@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from argosy_services.rpc.dispatch import SERVICES
-from argosy_services.settings import Replicas, Settings
+from argosy_services.settings import Replicas, Settings, default_data_dir, live_fields
 
 _APP = "argosy_services.ray_app"
 _CLUSTER = "argosy_services.cluster"
 # Calls that one replica works at. What an engine or a batcher cannot take it refuses itself, with a reason.
 _MANY = 1_000
 _SECRET = {"api_keys", "tls_certificate", "tls_key"}
+# Of the sections of other services, and of the cluster's: names of models, and where the fleet keeps its notes.
+_SHARED = {"model", "dashboard_port"}
 _ROUTING_STATS_S = 0.5
 
 _SMALL = {
@@ -70,7 +72,9 @@ def _servicer_functions() -> list[str]:
 
 
 def _application(settings: Settings, area: str, deployments: list[dict[str, Any]]) -> dict[str, Any]:
-    given = settings.model_dump(mode="json", exclude=_SECRET, exclude_defaults=True)
+    given, live = _split(settings, area)
+    for deployment in deployments:
+        deployment["user_config"] = live
     return {
         "name": area,
         "route_prefix": f"/{area}",
@@ -78,6 +82,29 @@ def _application(settings: Settings, area: str, deployments: list[dict[str, Any]
         "args": given,
         "deployments": deployments,
     }
+
+
+def _split(settings: Settings, area: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What replicas of a service are made with, and what they take over while they run. Both only name what differs
+    from the defaults and concerns this service: changing anything else restarts none of its replicas.
+    """
+    everything = settings.model_dump(mode="json", exclude=_SECRET, exclude_defaults=True)
+    if settings.data_dir == default_data_dir():
+        # Each machine has its own home directory.
+        del everything["data_dir"]
+    fixed: dict[str, Any] = {}
+    live: dict[str, Any] = {}
+    for name, value in everything.items():
+        if not isinstance(value, dict):
+            (live if name in live_fields(Settings) else fixed)[name] = value
+            continue
+        changing = live_fields(type(getattr(settings, name)))
+        needed = set(value) if name == area else set(value) & _SHARED
+        if rest := {key: value[key] for key in value if key in needed - changing}:
+            fixed[name] = rest
+        if rest := {key: value[key] for key in value if key in needed & changing}:
+            live[name] = rest
+    return fixed, live
 
 
 def _deployments(settings: Settings) -> dict[str, list[dict[str, Any]]]:

@@ -131,14 +131,18 @@ class Batcher:
     """A queue of calls and the thread that computes them. Calls come in from event loops."""
 
     def __init__(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
-        self._budget = max_batch_tokens
-        self._max_waiting = max_waiting_texts
+        self.limit(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._waiting = 0
         self._seconds_per_text = 0.01
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="embeddings", daemon=True)
+
+    def limit(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
+        """Changes the limits, for what comes from now on."""
+        self._budget = max_batch_tokens
+        self._max_waiting = max_waiting_texts
 
     @property
     def waiting_texts(self) -> int:

@@ -40,6 +40,10 @@ class EmbeddingsService:
         self._default = models[0].info.name
         self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
 
+    def limit(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
+        """Changes the limits, for what comes from now on."""
+        self._batcher.limit(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
+
     @property
     def waiting_texts(self) -> int:
         """Texts that wait to be computed."""

@@ -220,7 +220,9 @@ class AdapterHost(Protocol):
 
 
 class Engine(SequenceRunner, AdapterHost, Protocol):
-    """Owns a model and one thread that runs it."""
+    """Owns a model and one thread that runs it. `max_waiting` may be changed at any time."""
+
+    max_waiting: int
 
     def stats(self) -> EngineStats:
         """The picture after the last step."""

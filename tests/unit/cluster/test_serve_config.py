@@ -50,6 +50,17 @@ def test_no_secret_is_in_it_and_only_what_differs_from_the_defaults() -> None:
     assert "generation" not in given
 
 
+def test_what_a_replica_takes_over_is_not_what_it_is_made_of() -> None:
+    given = {"max_waiting": 7, "threads": 2}
+    config = serve_config(Settings(generation=given, log_level="error", cluster={"engine": {"max": 3}}))  # type: ignore[arg-type]
+    applications = {found["name"]: found for found in config["applications"]}
+    assert applications["generation"]["args"] == {"generation": {"threads": 2}}
+    live = [deployment["user_config"] for deployment in applications["generation"]["deployments"]]
+    assert live == [{"log_level": "error", "generation": {"max_waiting": 7}}] * 2
+    # Nothing of it concerns the others: they are not restarted.
+    assert applications["embeddings"]["args"] == applications["agents"]["args"] == {}
+
+
 def test_engines_scale_by_our_policy_and_the_registry_is_one() -> None:
     settings = Settings(cluster=ClusterSettings(engine=Replicas(min=0, max=3, cpus=0.5), engine_waiting_tokens=100))
     found = deployments(settings)

@@ -47,6 +47,7 @@ class TensorRtEngine:
         self.info = _info(settings, checkpoint, manifest)
         self._model = model
         self._settings = settings
+        self.max_waiting = settings.max_waiting
         self._checkpoint = checkpoint
         self._library = library
         self._manifest = manifest
@@ -118,7 +119,7 @@ class TensorRtEngine:
         thread = self._running()
         self._check_size(request)
         self._check_abilities(request)
-        limit = self._settings.max_batch + self._settings.max_waiting
+        limit = self._settings.max_batch + self.max_waiting
         if not thread.offer(request, limit):
             raise ArgosyError(
                 Reason.QUEUE_FULL,

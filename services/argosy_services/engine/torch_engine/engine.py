@@ -49,6 +49,7 @@ class TorchEngine:
         self.info = info
         self._model = model
         self._settings = settings
+        self.max_waiting = settings.max_waiting
         self._decoder = decoder
         self._grammars = grammars
         self._loop: EngineLoop | None = None
@@ -101,7 +102,7 @@ class TorchEngine:
                 limit=capacity,
                 value=tokens,
             )
-        limit = self._settings.max_batch + self._settings.max_waiting
+        limit = self._settings.max_batch + self.max_waiting
         if not loop.offer(request, limit):
             raise ArgosyError(
                 Reason.QUEUE_FULL,
