@@ -24,7 +24,7 @@ from argosy_services.agents.tools.clock import Clock
 from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import AdapterHost, Engine, EngineStats
-from argosy_services.engine.factory import create_engine
+from argosy_services.engine.factory import EngineFactory, create_engine
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.models.store import ModelStore
@@ -41,11 +41,11 @@ from argosy_services.tokenization.servicer import TokenizationServicer
 class Fleet:
     """All five services over one language model and one embedding model."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, create: EngineFactory = create_engine) -> None:
         """Loads the models. Blocks for seconds. Raises ArgosyError or UnsupportedModelError."""
         language = language_model(settings)
         tokenizer = Tokenizer.load(language)
-        self.engine = create_engine(language, settings.generation, tokenizer.json)
+        self.engine = create(language, settings.generation, tokenizer.json)
         self.tokenization = make_tokenization([tokenizer, Tokenizer.load(sentence_model(settings))])
         self.embeddings = make_embeddings(settings)
         self.adapters = make_adapters(settings, {language.name: self.engine})

@@ -43,7 +43,7 @@ from argosy_services.cluster.remote_engine import RemoteEngine
 from argosy_services.cluster.replica import Replica
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import EngineInfo, Grammar, Request, StepOutput
-from argosy_services.engine.factory import create_engine
+from argosy_services.engine.factory import EngineFactory, create_engine
 from argosy_services.errors import ArgosyError
 from argosy_services.generation.ports import Lease
 from argosy_services.generation.service import GenerationService, ServedModel
@@ -144,11 +144,13 @@ class AdaptersDeployment(AdaptersServicer):
 class EngineDeployment:
     """One engine. Ready when its weights and the adapters that should be resident are loaded."""
 
+    create: EngineFactory = staticmethod(create_engine)
+
     async def __init__(self, given: Given) -> None:
         self._replica = replica = Replica(given)
         self._model: LocalModel = language_model(replica.settings)
         engine = await asyncio.to_thread(
-            lambda: create_engine(self._model, replica.settings.generation, Tokenizer.load(self._model).json)
+            lambda: self.create(self._model, replica.settings.generation, Tokenizer.load(self._model).json)
         )
         self._host = EngineHost(engine)
         self._adapters: dict[str, asyncio.Lock] = {}

@@ -17,10 +17,13 @@ TOKENS = 48
 BACK_WITHIN_S = 6.0
 
 
-async def read(client: argosy.AsyncClient, prompt: str, began: asyncio.Event | None = None) -> list[int]:
+async def read(
+    client: argosy.AsyncClient, prompt: str, began: asyncio.Event | None = None, *, adapter: str = ""
+) -> list[int]:
     """The token ids of a greedy stream; `began` is set once a few have come."""
     ids: list[int] = []
-    async with client.generation.stream(prompt, max_tokens=TOKENS, temperature=0.0, ignore_eos=True) as stream:
+    options = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True, "adapter": adapter}
+    async with client.generation.stream(prompt, **options) as stream:  # type: ignore[arg-type]
         async for event in stream:
             if isinstance(event, argosy.Delta):
                 ids += event.token_ids

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from argosy_services.engine.base import Engine
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import GenerationSettings
+
+EngineFactory: TypeAlias = Callable[[LocalModel, GenerationSettings, str], Engine]
 
 
 def create_engine(model: LocalModel, settings: GenerationSettings, tokenizer_json: str) -> Engine:
