@@ -39,8 +39,10 @@ from argosy_services.cluster.handles import (
     HandleLeases,
     resident_adapters,
 )
+from argosy_services.cluster.links import LinkedEngines
 from argosy_services.cluster.remote_engine import RemoteEngine
 from argosy_services.cluster.replica import Replica
+from argosy_services.cluster.router import ToReplica
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import EngineInfo, Grammar, Request, StepOutput
 from argosy_services.engine.factory import EngineFactory, create_engine
@@ -152,6 +154,7 @@ class EngineDeployment:
         engine = await asyncio.to_thread(
             lambda: self.create(self._model, replica.settings.generation, Tokenizer.load(self._model).json)
         )
+        self._id = serve.get_replica_context().replica_id.unique_id
         self._host = EngineHost(engine)
         self._adapters: dict[str, asyncio.Lock] = {}
         self._resident: set[str] = set()
@@ -170,14 +173,31 @@ class EngineDeployment:
         """What the engine serves."""
         return self._host.engine.info
 
-    async def run(self, request: Request) -> AsyncIterator[list[StepOutput]]:
-        """The outputs of one sequence; see `EngineHost.run`. An adapter that is missing is loaded first."""
+    async def submit(self, request: Request, gateway: str) -> str | ArgosyError:
+        """Takes a sequence for the link of a gateway; an adapter that is missing is loaded first. Returns this
+        replica's id, or why it refuses.
+        """
         if request.adapter is not None and request.adapter not in self._resident:
             self._misses += 1
             await self._reconcile()
-        async with aclosing(self._host.run(request)) as batches:  # type: ignore[type-var]
+        try:
+            self._host.submit(request, gateway)
+        except ArgosyError as error:
+            return error
+        return self._id
+
+    async def link(self, to: ToReplica, gateway: str) -> AsyncIterator[list[StepOutput] | None]:
+        """The outputs of a gateway's sequences; see `EngineHost.link`. None: this is another replica."""
+        if to.replica != self._id:
+            yield None
+            return
+        async with aclosing(self._host.link(gateway)) as batches:  # type: ignore[type-var]
             async for outputs in batches:
                 yield outputs
+
+    async def cancel(self, to: ToReplica, request_id: str) -> None:
+        """Frees a sequence, if it is here."""
+        self._host.cancel(request_id)
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
         """What is wrong with a grammar."""
@@ -278,7 +298,7 @@ class GenerationDeployment(GenerationServicer):
         self._replica = replica = Replica(given)
         model = language_model(replica.settings)
         tokenizer = await asyncio.to_thread(Tokenizer.load, model)
-        runner = RemoteEngine(await engines.describe.remote(), HandleEngines(engines))
+        runner = RemoteEngine(await engines.describe.remote(), LinkedEngines(HandleEngines(engines)))
         self._generation = GenerationService([ServedModel(model, runner, tokenizer)], HandleLeases())
         self._generation.start()
         super().__init__(self._generation, replica.gate, replica.auth)

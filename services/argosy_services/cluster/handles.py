@@ -20,7 +20,9 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
+from argosy_services.cluster.flights import FLIGHTS
 from argosy_services.cluster.remote_engine import ReplicaLost
+from argosy_services.cluster.router import ToReplica
 from argosy_services.engine.base import AdapterWeights, Grammar, Request, StepOutput
 from argosy_services.errors import ArgosyError, Reason, model_not_found
 from argosy_services.generation.ports import Lease
@@ -71,20 +73,36 @@ def _losing() -> Any:
 
 
 class HandleEngines:
-    """`remote_engine.EngineReplicas` over the handle of the engine deployment."""
+    """`links.EngineCalls` over the handle of the engine deployment."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def run(self, request: Request) -> AsyncGenerator[list[StepOutput]]:
-        """Runs a sequence on the replica that the router takes."""
-        batches: Any = self._handle.options(stream=True).run.remote(request)
+    async def submit(self, request: Request, gateway: str) -> str | ArgosyError:
+        """Gives a sequence to the replica that the router takes."""
+        with _losing():
+            return await self._handle.submit.remote(request, gateway)
+
+    async def link(self, replica: str, gateway: str) -> AsyncGenerator[list[StepOutput]]:
+        """What a replica has to say to a gateway."""
+        batches: Any = self._handle.options(stream=True).link.remote(ToReplica(replica), gateway)
         try:
             with _losing():
                 async for batch in batches:
+                    if batch is None:
+                        raise ReplicaLost("another replica answered")
                     yield batch
         finally:
             batches.cancel()
+
+    async def cancel(self, replica: str, request_id: str) -> None:
+        """Frees a sequence in a replica."""
+        with _losing():
+            await self._handle.cancel.remote(ToReplica(replica), request_id)
+
+    def forget(self, request_id: str) -> str | None:
+        """The router's note on where a sequence went is not needed any more."""
+        return FLIGHTS.ended(request_id)
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
         """Asks any replica."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeVar
 
 from argosy_services.engine.base import Request
@@ -50,19 +51,27 @@ def rank(replicas: Mapping[T, ReplicaView], names: Mapping[T, str], request: Req
 
     First the one that prompts with this beginning always go to (rendezvous hashing, Thaler and Ravishankar, 1996),
     unless others have much less to do; then those that hold the adapter; then those that would have to load it; last
-    those that are full.
+    those that are full. Of each kind those with fewer sequences come first.
     """
     free = [key for key, view in replicas.items() if not view.busy]
     full = [key for key, view in replicas.items() if view.busy]
     adapter = request.adapter if request is not None else None
     holders = [key for key in free if adapter is None or adapter in replicas[key].adapters]
     others = [key for key in free if key not in set(holders)]
-    groups = [holders, others, full]
+    ahead: list[T] = []
     if request is not None and holders:
         home = max(holders, key=lambda key: _affinity(request, names[key]))
         if replicas[home].sequences <= min(replicas[key].sequences for key in holders) + _AFFINITY_SLACK:
-            groups = [[home], [key for key in holders if key != home], others, full]
-    return [group for group in groups if group]
+            ahead = [home]
+            holders.remove(home)
+    return [group for kind in (ahead, holders, others, full) for group in _by_load(replicas, kind)]
+
+
+def _by_load(replicas: Mapping[T, ReplicaView], kind: Sequence[T]) -> list[list[T]]:
+    def load(key: T) -> int:
+        return replicas[key].sequences
+
+    return [list(group) for _, group in groupby(sorted(kind, key=load), key=load)]
 
 
 def _affinity(request: Request, name: str) -> bytes:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import replace
 from typing import Protocol
@@ -34,8 +33,10 @@ class ReplicaLost(Exception):  # noqa: N818 - it ends an attempt, not the sequen
 class EngineReplicas(Protocol):
     """The replicas of an engine deployment; each call goes to the one that suits it best."""
 
-    def run(self, request: Request) -> AsyncIterator[list[StepOutput]]:
-        """The outputs of a sequence, as `EngineHost.run` gives them. Raises ReplicaLost."""
+    async def run(self, request: Request, take: Callable[[StepOutput], None]) -> None:
+        """Runs a sequence to its end and gives `take` its outputs as they come; a refusal is one as well: FAILED with
+        its error. Cancelling it frees the sequence. Raises ReplicaLost.
+        """
         ...
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
@@ -52,6 +53,7 @@ class RemoteEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_step: StepCallback | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._fresh: list[StepOutput] = []
 
     def start(self, on_step: StepCallback) -> None:
         """Takes sequences from now on; call it on the event loop that shall do the work."""
@@ -78,6 +80,7 @@ class RemoteEngine:
         task = self._tasks.pop(request_id, None)
         if task is not None:
             task.cancel()
+            self._fresh = [output for output in self._fresh if output.request_id != request_id]
 
     def check_grammar(self, grammar: Grammar) -> None:
         """Asks a replica. Raises INVALID_GRAMMAR, ENGINE_FAILED or STARTING. Not for the event loop's thread."""
@@ -96,32 +99,37 @@ class RemoteEngine:
         except asyncio.CancelledError:
             raise
         except ArgosyError as error:
-            self._hand_out([StepOutput(request.id, finish=Finish.FAILED, error=error)])
+            self._hand_out(StepOutput(request.id, finish=Finish.FAILED, error=error))
         except Exception as fault:
             log.error("a sequence failed in the gateway", exc_info=fault, sequence=request.id)
-            self._hand_out([StepOutput(request.id, finish=Finish.FAILED, error=engines_lost())])
+            self._hand_out(StepOutput(request.id, finish=Finish.FAILED, error=engines_lost()))
 
     async def _attempt(self, journal: _Journal) -> None:
         """Follows a sequence in one replica, to its end or to the replica's."""
         try:
-            async with aclosing(self._replicas.run(journal.rest())) as batches:  # type: ignore[type-var]
-                async for outputs in batches:
-                    self._hand_out([journal.note(output) for output in outputs])
+            await self._replicas.run(journal.rest(), lambda output: self._hand_out(journal.note(output)))
         except ReplicaLost as lost:
             log.warning("engine replica lost", sequence=journal.request.id, tokens=len(journal.tokens), cause=str(lost))
         if not journal.finished:
             journal.lost()
             await asyncio.sleep(_PAUSE_S)
 
-    def _hand_out(self, outputs: list[StepOutput]) -> None:
-        if self._on_step is not None:
+    def _hand_out(self, output: StepOutput) -> None:
+        """What comes in one turn of the event loop, over all sequences, is handed out as one step."""
+        if not self._fresh:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._fresh.append(output)
+
+    def _flush(self) -> None:
+        outputs, self._fresh = self._fresh, []
+        if outputs and self._on_step is not None:
             self._on_step(outputs)
 
     def _end_all(self) -> None:
         error = ArgosyError(Reason.DRAINING, "the server is shutting down; retry on another one", retry_after_s=1.0)
         for request_id in list(self._tasks):
             self.cancel(request_id)
-            self._hand_out([StepOutput(request_id, finish=Finish.FAILED, error=error)])
+            self._hand_out(StepOutput(request_id, finish=Finish.FAILED, error=error))
 
 
 class _Journal:

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from dataclasses import dataclass, replace
 
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from argosy_services.cluster.flights import FLIGHTS
 from argosy_services.cluster.placement import ReplicaView, rank
 from argosy_services.engine.base import Request
 
 
-class EngineRouter(RequestRouter):
-    """Routes sequences by resident adapters, cache use, waiting tokens and the beginning of the prompt.
+@dataclass(frozen=True, slots=True)
+class ToReplica:
+    """First argument of a call that is for one replica. Another one gets it only where that one is gone."""
 
-    Among the replicas of a group Ray Serve takes the one with the shortest queue that accepts.
-    """
+    replica: str
+
+
+class EngineRouter(RequestRouter):
+    """Routes sequences by resident adapters, cache use, waiting tokens and the beginning of the prompt."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The candidates in the order in which they suit the request."""
-        given = pending_request.args[0] if pending_request is not None and pending_request.args else None
-        request = given if isinstance(given, Request) else None
+        given = _first_argument(pending_request)
+        if isinstance(given, ToReplica):
+            there = [found for found in candidate_replicas if found.replica_id.unique_id == given.replica]
+            return [there or candidate_replicas]
         replicas = {replica.replica_id: replica for replica in candidate_replicas}
-        views = {name: ReplicaView.read(replica.routing_stats or {}) for name, replica in replicas.items()}
+        views = {name: _view(replica) for name, replica in replicas.items()}
         names = {name: name.unique_id for name in replicas}
+        request = given if isinstance(given, Request) else None
         return [[replicas[name] for name in group] for group in rank(views, names, request)]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
+        """Counts the sequence at once: what its replica reports comes half a second later."""
+        given = _first_argument(pending_request)
+        if isinstance(given, Request):
+            FLIGHTS.routed(given.id, replica_id.unique_id)
+
+
+def _view(replica: RunningReplica) -> ReplicaView:
+    view = ReplicaView.read(replica.routing_stats or {})
+    return replace(view, sequences=max(view.sequences, FLIGHTS.count(replica.replica_id.unique_id)))
+
+
+def _first_argument(pending_request: PendingRequest | None) -> object:
+    return pending_request.args[0] if pending_request is not None and pending_request.args else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -26,7 +26,7 @@ class Replicas:
         self.hold = asyncio.Event()
         self.hold.set()
 
-    async def run(self, request: Request) -> AsyncIterator[list[StepOutput]]:
+    async def run(self, request: Request, take: Callable[[StepOutput], None]) -> None:
         self.asked.append(request)
         life = self.lives.pop(0) if self.lives else None
         try:
@@ -35,7 +35,7 @@ class Replicas:
                     raise ReplicaLost("killed")
                 await self.hold.wait()
                 last = position == request.max_tokens - 1
-                yield [
+                take(
                     StepOutput(
                         request.id,
                         token_ids=(request.prompt[-1] + position + 1,),
@@ -43,7 +43,8 @@ class Replicas:
                         timings=TIMINGS if last or said == 0 else None,
                         cached_tokens=len(self.asked),
                     )
-                ]
+                )
+                await asyncio.sleep(0)
         finally:
             self.closed += 1
 
