@@ -33,6 +33,10 @@ from argosy_services.settings import ClusterSettings, Replicas, Settings
 
 STREAMS = (16, 64, 128, 256)
 TOKENS = 80
+# One for each core: a gateway is a process, and Python runs on one core.
+GATEWAYS = os.cpu_count() or 1
+# So long that a cancellation which had to wait for the next token would show.
+CANCEL_STEP_S = "0.2"
 DEADLINE_S = 0.5
 PORTS = {"embedded": 50161, "small": 50164, "production": 50167}
 METHOD = "/argosy.api.generation.v1.GenerationService/StreamGenerate"
@@ -54,7 +58,7 @@ def embedded() -> Iterator[str]:
 
 @contextmanager
 def cluster(profile: str) -> Iterator[str]:
-    """A fleet on Ray, with one replica of everything."""
+    """A fleet on Ray, with one engine."""
     one = Replicas()
     settings = Settings(
         port=PORTS[profile],
@@ -64,7 +68,8 @@ def cluster(profile: str) -> Iterator[str]:
             http_port=PORTS[profile] + 1_000,
             dashboard_port=PORTS[profile] + 2_000,
             drain_seconds=5,
-            **dict.fromkeys(("tokenization", "generation", "embeddings", "agents"), one),  # type: ignore[arg-type]
+            **dict.fromkeys(("tokenization", "embeddings", "agents"), one),  # type: ignore[arg-type]
+            generation=Replicas(min=GATEWAYS, max=GATEWAYS),
             engine=one,
         ),
     )
@@ -190,6 +195,7 @@ def main(what: str, rounds: int) -> None:
             with embedded() as plain, cluster("production") as production:
                 asyncio.run(rates(rounds, {"embedded": plain, "production": production}))
             return
+        os.environ["ARGOSY_BENCH_STEP_S"] = CANCEL_STEP_S
         print("| runtime | cancellation: median, most | deadline: median, most |\n| --- | --- | --- |")
         for name, start in (
             ("embedded", embedded),

@@ -1,4 +1,4 @@
-"""Where the sequences of this process are: the router writes it down, gateways and the router itself read it."""
+"""Where the sequences of this process are: a gateway writes it down for the router."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections import Counter
 
 
 class Flights:
-    """Which replica each sequence was routed to. Each method is one step, for any thread."""
+    """Which replica took each sequence."""
 
     def __init__(self) -> None:
         self._replicas: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
 
     def routed(self, sequence: str, replica: str) -> None:
-        """A sequence goes to a replica; should it have gone to another one before, that counts no more."""
-        self.ended(sequence)
+        """A replica has taken a sequence."""
         self._replicas[sequence] = replica
         self._counts[replica] += 1
 

@@ -81,7 +81,10 @@ class HandleEngines:
     async def submit(self, request: Request, gateway: str) -> str | ArgosyError:
         """Gives a sequence to the replica that the router takes."""
         with _losing():
-            return await self._handle.submit.remote(request, gateway)
+            placed = await self._handle.submit.remote(request, gateway)
+        if isinstance(placed, str):
+            FLIGHTS.routed(request.id, placed)
+        return placed
 
     async def link(self, replica: str, gateway: str) -> AsyncGenerator[list[StepOutput]]:
         """What a replica has to say to a gateway."""
@@ -101,7 +104,7 @@ class HandleEngines:
             await self._handle.cancel.remote(ToReplica(replica), request_id)
 
     def forget(self, request_id: str) -> str | None:
-        """The router's note on where a sequence went is not needed any more."""
+        """The sequence counts no more for the router."""
         return FLIGHTS.ended(request_id)
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:

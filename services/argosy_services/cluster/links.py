@@ -32,7 +32,7 @@ class EngineCalls(Protocol):
         ...
 
     def forget(self, request_id: str) -> str | None:
-        """A sequence is over in this gateway; returns the replica that it was routed to, if any."""
+        """A sequence is over in this gateway; returns the replica that took it, if one did."""
         ...
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from argosy_services.cluster.flights import FLIGHTS
 from argosy_services.cluster.placement import ReplicaView, rank
@@ -35,14 +35,9 @@ class EngineRouter(RequestRouter):
         request = given if isinstance(given, Request) else None
         return [[replicas[name] for name in group] for group in rank(views, names, request)]
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
-        """Counts the sequence at once: what its replica reports comes half a second later."""
-        given = _first_argument(pending_request)
-        if isinstance(given, Request):
-            FLIGHTS.routed(given.id, replica_id.unique_id)
-
 
 def _view(replica: RunningReplica) -> ReplicaView:
+    # What a replica reports may be half a second old; what this process has sent there since is known at once.
     view = ReplicaView.read(replica.routing_stats or {})
     return replace(view, sequences=max(view.sequences, FLIGHTS.count(replica.replica_id.unique_id)))
 
