@@ -1,11 +1,13 @@
 """Argosy from nothing to a running fleet: what `make demo` shows.
 
-requires: the extras "services" and "train"; starts a server of its own on free ports of the loopback
+requires: the extras "services" and "train"; starts a server of its own on free ports of the loopback, or takes the
+fleet at ARGOSY_ADDRESS, such as one that `argosy up` started
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import subprocess
@@ -13,9 +15,10 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -38,8 +41,7 @@ def main() -> int:
     shell("models", "pull", *MODELS)
     adapter = settings.data_dir / "adapters" / ADAPTER
     train_adapter(settings, adapter)
-    chapter("2", "Serve", "Five gRPC services in one process on the loopback.")
-    with server() as (address, metrics), argosy.Client(address) as client:
+    with fleet(settings) as (address, metrics), argosy.Client(address) as client:
         tokenization(client)
         generation(client)
         embeddings(client)
@@ -64,8 +66,21 @@ def train_adapter(settings: Settings, adapter: Path) -> None:
     console.print(f"  trained in {time.monotonic() - started:.0f} s: {adapter}")
 
 
+def fleet(settings: Settings) -> AbstractContextManager[tuple[str, list[str]]]:
+    """The address of a fleet, and those of its pages of metrics."""
+    given = os.environ.get("ARGOSY_ADDRESS")
+    if not given:
+        chapter("2", "Serve", "Five gRPC services in one process on the loopback.")
+        return server()
+    chapter("2", "Serve", f"Five gRPC services at {given}.")
+    # Each replica of a cluster has a page of its own; where, stands in files that Prometheus reads as well.
+    found = [json.loads(file.read_text()) for file in settings.metrics_targets.glob("*.json")]
+    pages = [page for groups in found for group in groups for page in group["targets"]]
+    return nullcontext((given, pages or [f"{settings.metrics_host}:{settings.metrics_port}"]))
+
+
 @contextmanager
-def server() -> Iterator[tuple[str, str]]:
+def server() -> Iterator[tuple[str, list[str]]]:
     """A server on free ports, from start to graceful end."""
     address, metrics = (f"127.0.0.1:{free_port()}" for _ in range(2))
     ports = {"ARGOSY_PORT": address.split(":")[1], "ARGOSY_METRICS_PORT": metrics.split(":")[1]}
@@ -77,7 +92,7 @@ def server() -> Iterator[tuple[str, str]]:
             with argosy.Client(address) as client:
                 client.wait_until_ready(timeout=60)
             console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s, log in demo-server.log")
-            yield address, metrics
+            yield address, [metrics]
         finally:
             process.terminate()
             code = process.wait(timeout=60)
@@ -199,14 +214,18 @@ def agent(client: argosy.Client) -> None:
         thinking = False
 
 
-def proof(metrics: str) -> None:
+def proof(pages: list[str]) -> None:
     chapter("8", "Metrics", "What Prometheus reads after all of it: nothing is left behind.")
-    with urllib.request.urlopen(f"http://{metrics}/metrics") as page:
-        lines = page.read().decode().splitlines()
     wanted = ("argosy_kv_blocks_in_use", "argosy_adapter_leases", "argosy_generated_tokens_total", "argosy_ready")
-    for line in lines:
-        if line.startswith(wanted):
-            console.print("  " + escape(line))
+    sums: defaultdict[str, float] = defaultdict(float)
+    for page in pages:
+        with urllib.request.urlopen(f"http://{page}/metrics") as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith(wanted):
+                    name, _, value = line.rpartition(" ")
+                    sums[name] += float(value)
+    for name, value in sorted(sums.items()):
+        console.print("  " + escape(f"{name} {value:g}"))
 
 
 def user(text: str) -> dict[str, str]:
