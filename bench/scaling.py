@@ -181,7 +181,7 @@ async def cold(fleet: RunningCluster) -> None:
     watch = Watch(fleet)
     async with argosy.AsyncClient(fleet.address, timeout=180) as client:
         await client.generation.generate("The sea is", max_tokens=4)
-        while await asyncio.to_thread(watch.engines):
+        while await asyncio.to_thread(watch.engines):  # noqa: ASYNC110 - nothing tells when the last one goes
             await asyncio.sleep(1)
         for _ in range(2):
             called = time.monotonic()

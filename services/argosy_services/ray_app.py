@@ -40,9 +40,9 @@ from argosy_services.cluster.handles import (
     resident_adapters,
 )
 from argosy_services.cluster.links import LinkedEngines
+from argosy_services.cluster.placement import ToReplica
 from argosy_services.cluster.remote_engine import RemoteEngine
 from argosy_services.cluster.replica import Replica
-from argosy_services.cluster.router import ToReplica
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import EngineInfo, Grammar, Request, StepOutput
 from argosy_services.engine.factory import EngineFactory, create_engine

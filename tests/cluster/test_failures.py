@@ -55,7 +55,7 @@ async def test_calls_wait_for_a_new_proxy(fleet: RunningCluster, processes: Proc
         calls = [client.tokenization.encode(f"call {index}") for index in range(20)]
         calls += [client.embeddings.embed([f"call {index}"]) for index in range(5)]
         assert len(await asyncio.gather(*calls, read(client, PROMPTS[0]))) == 26
-    assert time.monotonic() - killed < BACK_WITHIN_S + 5
+    assert time.monotonic() - killed < BACK_WITHIN_S + 10
 
 
 async def test_service_is_back_soon_after_the_proxy_died(fleet: RunningCluster, processes: Processes) -> None:

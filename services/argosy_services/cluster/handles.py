@@ -21,8 +21,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from argosy_services.cluster.flights import FLIGHTS
+from argosy_services.cluster.placement import ToReplica
 from argosy_services.cluster.remote_engine import ReplicaLost
-from argosy_services.cluster.router import ToReplica
 from argosy_services.engine.base import AdapterWeights, Grammar, Request, StepOutput
 from argosy_services.errors import ArgosyError, Reason, model_not_found
 from argosy_services.generation.ports import Lease

@@ -22,6 +22,13 @@ _PREFIX_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class ToReplica:
+    """First argument of a call that is for one replica. Another one gets it only where that one is gone."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaView:
     """What an engine replica last told about itself."""
 

@@ -1,21 +1,18 @@
-"""Chooses engine replicas, in every process that holds a handle; the choice itself is `placement.rank`."""
+"""Chooses engine replicas, in every process that holds a handle; the choice itself is `placement.rank`.
+
+Ray Serve pickles this module by value. What its processes share with the rest of the code must live in other modules,
+and an object of one must be reached through its module, or this one has a copy of its own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from argosy_services.cluster.flights import FLIGHTS
-from argosy_services.cluster.placement import ReplicaView, rank
+from argosy_services.cluster import flights
+from argosy_services.cluster.placement import ReplicaView, ToReplica, rank
 from argosy_services.engine.base import Request
-
-
-@dataclass(frozen=True, slots=True)
-class ToReplica:
-    """First argument of a call that is for one replica. Another one gets it only where that one is gone."""
-
-    replica: str
 
 
 class EngineRouter(RequestRouter):
@@ -39,7 +36,7 @@ class EngineRouter(RequestRouter):
 def _view(replica: RunningReplica) -> ReplicaView:
     # What a replica reports may be half a second old; what this process has sent there since is known at once.
     view = ReplicaView.read(replica.routing_stats or {})
-    return replace(view, sequences=max(view.sequences, FLIGHTS.count(replica.replica_id.unique_id)))
+    return replace(view, sequences=max(view.sequences, flights.FLIGHTS.count(replica.replica_id.unique_id)))
 
 
 def _first_argument(pending_request: PendingRequest | None) -> object:
