@@ -11,8 +11,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Processes of `make test`, one thread of torch each. Each holds models of its own.
 TEST_WORKERS ?= 2
-# Runtimes of `make test-cluster`; ray-production puts HAProxy in front.
-TEST_RUNTIMES ?= ray-small
+# Runtimes that `make test-contract` holds to the contract; ray-production puts HAProxy in front.
+TEST_RUNTIMES ?= ray-small,ray-production
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -34,14 +34,30 @@ install: $(VENV)/.dev ## Make the environment for development in .venv
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --ignore tests/cluster
 
-.PHONY: test-cluster
-test-cluster: $(VENV)/.dev ## Hold a fleet on Ray Serve to the contract (minutes; not part of check)
+.PHONY: test-contract
+test-contract: $(VENV)/.dev ## Hold fleets on Ray Serve to the contract
 	OMP_NUM_THREADS=1 ARGOSY_TEST_RUNTIMES=$(TEST_RUNTIMES) $(BIN)/pytest tests/contract
 
+.PHONY: test-cluster
+test-cluster: $(VENV)/.dev ## Hurt, change and redeploy fleets on Ray Serve (10 minutes; not part of check)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster
+
 .PHONY: check
-check: lint types protos-check docs-check sdk-check test ## Do everything that CI does
+check: lint types protos-check docs-check sdk-check test test-contract ## Do everything that CI does
+
+.PHONY: bench-cluster
+bench-cluster: $(VENV)/.dev ## Measure what the layers of a fleet cost, how it scales and how it starts (20 minutes)
+	$(BIN)/python bench/layers.py rate 5
+	$(BIN)/python bench/layers.py cancel 20
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/scaling.py cold
+
+.PHONY: soak
+soak: $(VENV)/.dev ## 2,000 requests during scale-downs and redeploys, each answer compared (15 minutes)
+	$(BIN)/python bench/soak.py 2000
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check form, imports between layers, and protos

@@ -163,6 +163,12 @@ class ClusterSettings(_Section):
     )
     http_port: int = Field(default=8000, ge=1, le=65535, description="Port of Ray Serve's own HTTP health page.")
     dashboard_port: int = Field(default=8265, ge=1, le=65535, description="Port of Ray's dashboard and REST interface.")
+    haproxy_stats_port: int = Field(
+        default=8404, ge=1, le=65535, description="Port of HAProxy's own page, on every address, in production."
+    )
+    haproxy_metrics_port: int = Field(
+        default=9101, ge=1, le=65535, description="Port of HAProxy's metrics, on every address, in production."
+    )
     drain_seconds: float = Field(
         default=600.0, ge=0, le=86_400, description="How long a replica that stops lets its calls finish."
     )

@@ -102,9 +102,10 @@ def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0
     from argosy_services.cluster.serve_config import serve_config
 
     given = settings or Settings()
-    grpc_port, http_port, dashboard_port = _free_ports(3)
-    ports = {"http_port": http_port, "dashboard_port": dashboard_port}
-    given = given.model_copy(update={"port": grpc_port, "cluster": given.cluster.model_copy(update=ports)})
+    names = ("http_port", "dashboard_port", "haproxy_stats_port", "haproxy_metrics_port")
+    port, *ports = _free_ports(1 + len(names))
+    cluster = given.cluster.model_copy(update=dict(zip(names, ports, strict=True)))
+    given = given.model_copy(update={"port": port, "cluster": cluster})
     with local.running(given) as ray:
         control = Control(ray.dashboard)
         control.deploy(serve_config(given), lambda: ray.alive)

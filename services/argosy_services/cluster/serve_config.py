@@ -37,9 +37,12 @@ _PRODUCTION = {
 
 def environment(settings: Settings) -> dict[str, str]:
     """Variables that every Ray process of the fleet must be started with."""
-    profile = _PRODUCTION if settings.cluster.profile == "production" else _SMALL
+    cluster = settings.cluster
+    profile = _PRODUCTION if cluster.profile == "production" else _SMALL
     return {
         **profile,
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(cluster.haproxy_stats_port),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(cluster.haproxy_metrics_port),
         # Finds a dead proxy in a second instead of ten.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.max_message_bytes),

@@ -16,13 +16,16 @@ from argosy_services.engine.base import Request
 
 
 @pytest.fixture
-def shipped() -> Any:
+def shipped(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A router as another process has it."""
     cloudpickle.register_pickle_by_value(router)
     try:
-        kind = cloudpickle.loads(cloudpickle.dumps(router.EngineRouter))
+        pickled = cloudpickle.dumps(router.EngineRouter)
     finally:
         cloudpickle.unregister_pickle_by_value(router)
+    # A process knows the classes again that it has pickled itself.
+    monkeypatch.setattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
+    kind = cloudpickle.loads(pickled)
     assert kind is not router.EngineRouter
     return object.__new__(kind)
 
