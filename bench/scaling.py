@@ -4,7 +4,7 @@
     python bench/scaling.py cold     the first request to a fleet without any engine
 
 The burst is long prompts; what drives the number of engines is how many of their tokens wait. Beside it a small request
-is sent every second: its time to the first token is what an interactive user sees.
+is sent every second, whatever became of those before: its time to the first token is what an interactive user sees.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import csv
 import sys
 import time
 import urllib.request
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import argosy
@@ -33,7 +33,7 @@ WORDS = " ".join(f"wave {number}" for number in range(180))
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The fleet at a moment; `first_token_ms` is that of the newest small request."""
+    """The fleet at a moment; `first_token_ms` is what the small request got that was sent last before it."""
 
     seconds: float
     engines: int
@@ -64,7 +64,7 @@ class Watch:
         if ray is None:
             raise RuntimeError("the fleet does not run")
         self.samples: list[Sample] = []
-        self.first_token_ms = 0.0
+        self.first_tokens: dict[float, float] = {}
         self._fleet = fleet
         self._control = Control(ray.dashboard)
         self._started = time.monotonic()
@@ -82,9 +82,17 @@ class Watch:
 
     def look(self) -> Sample:
         """Takes a sample."""
-        sample = Sample(round(self.seconds, 1), self.engines(), self._waiting(), round(self.first_token_ms, 1))
+        sample = Sample(round(self.seconds, 1), self.engines(), self._waiting(), 0.0)
         self.samples.append(sample)
         return sample
+
+    def whole(self) -> list[Sample]:
+        """The samples with their first tokens, which come later."""
+        return [replace(sample, first_token_ms=round(self._first_token(sample.seconds), 1)) for sample in self.samples]
+
+    def _first_token(self, seconds: float) -> float:
+        sent = max((sent for sent in self.first_tokens if sent <= seconds), default=min(self.first_tokens))
+        return self.first_tokens[sent]
 
     def _waiting(self) -> float:
         total = 0.0
@@ -98,16 +106,21 @@ class Watch:
         return total
 
 
-async def small_requests(client: argosy.AsyncClient, watch: Watch) -> None:
-    """One a second, for ever."""
-    while True:
-        called = time.monotonic()
-        async with client.generation.stream("The sea is", max_tokens=4, ignore_eos=True) as stream:
-            async for event in stream:
-                if isinstance(event, argosy.Delta):
-                    watch.first_token_ms = 1000 * (time.monotonic() - called)
-                    break
-        await asyncio.sleep(max(0.0, 1.0 - (time.monotonic() - called)))
+async def small_request(client: argosy.AsyncClient, watch: Watch) -> None:
+    """Notes when its first token came."""
+    sent = watch.seconds
+    async with client.generation.stream("The sea is", max_tokens=4, ignore_eos=True) as stream:
+        async for event in stream:
+            if isinstance(event, argosy.Delta):
+                watch.first_tokens.setdefault(sent, 1000 * (watch.seconds - sent))
+
+
+async def small_requests(client: argosy.AsyncClient, watch: Watch, over: asyncio.Event) -> None:
+    """One a second, until it is over and all are answered."""
+    async with asyncio.TaskGroup() as requests:
+        while not over.is_set():
+            requests.create_task(small_request(client, watch))
+            await asyncio.sleep(1.0)
 
 
 async def long_requests(client: argosy.AsyncClient, watch: Watch, caller: int) -> int:
@@ -123,19 +136,21 @@ async def rise_and_fall(fleet: RunningCluster) -> None:
     """Calm, burst, calm; writes what was seen."""
     watch = Watch(fleet)
     async with argosy.AsyncClient(fleet.address, timeout=180) as client:
-        small = asyncio.create_task(small_requests(client, watch))
+        over = asyncio.Event()
+        small = asyncio.create_task(small_requests(client, watch, over))
         burst: list[asyncio.Task[int]] = []
         while watch.seconds < LIMIT_S:
             sample = await asyncio.to_thread(watch.look)
-            print(*astuple(sample), sep="\t", flush=True)
+            print(*astuple(sample)[:3], sep="\t", flush=True)
             if not burst and sample.seconds > CALM_S:
                 burst = [asyncio.create_task(long_requests(client, watch, caller)) for caller in range(CALLERS)]
             if burst and all(task.done() for task in burst) and sample.engines == 1:
                 break
             await asyncio.sleep(0.5)
         answered = sum(await asyncio.gather(*burst))
-        small.cancel()
-    write(watch.samples)
+        over.set()
+        await small
+    write(watch.whole())
     report(watch.samples, answered)
 
 
