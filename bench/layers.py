@@ -78,7 +78,7 @@ def cluster(profile: str) -> Iterator[str]:
     generation["import_path"] = "replay_engine:generation"
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     with local.running(settings) as ray:
-        control = Control(ray.dashboard)
+        control = Control(ray.dashboard, ray.token)
         control.deploy(config, lambda: ray.alive)
         for _ in control.follow(120):
             pass

@@ -66,7 +66,7 @@ class Watch:
         self.samples: list[Sample] = []
         self.first_tokens: dict[float, float] = {}
         self._fleet = fleet
-        self._control = Control(ray.dashboard)
+        self._control = Control(ray.dashboard, ray.token)
         self._started = time.monotonic()
 
     @property

@@ -78,7 +78,7 @@ class Fleet:
         ray = local.find(self._base)
         if ray is None:
             raise RuntimeError("the fleet does not run")
-        self._control = Control(ray.dashboard)
+        self._control = Control(ray.dashboard, ray.token)
 
     def change(self, engines: int, cache_tokens: int) -> None:
         """Deploys, and waits until it is so."""

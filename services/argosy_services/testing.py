@@ -107,7 +107,7 @@ def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0
     cluster = given.cluster.model_copy(update=dict(zip(names, ports, strict=True)))
     given = given.model_copy(update={"port": port, "cluster": cluster})
     with local.running(given) as ray:
-        control = Control(ray.dashboard)
+        control = Control(ray.dashboard, ray.token)
         control.deploy(serve_config(given), lambda: ray.alive)
         for _ in control.follow(ready_s):
             pass

@@ -61,7 +61,7 @@ def generated(fleet: RunningCluster) -> list[float]:
 def deploy(settings: Settings) -> None:
     ray = local.find(settings)
     assert ray is not None
-    control = Control(ray.dashboard)
+    control = Control(ray.dashboard, ray.token)
     control.deploy(serve_config(settings))
     for _ in control.follow(60):
         pass

@@ -41,7 +41,7 @@ def up(config: Config = None) -> None:
     started = time.monotonic()
     ray = local.start(settings)
     try:
-        control = Control(ray.dashboard)
+        control = Control(ray.dashboard, ray.token)
         control.deploy(serve_config(settings), lambda: ray.alive)
         _follow(control)
     except BaseException:
@@ -63,7 +63,7 @@ def down(config: Config = None) -> None:
         typer.echo("no fleet runs here", err=True)
         return
     typer.echo("draining", err=True)
-    Control(ray.dashboard).shut_down()
+    Control(ray.dashboard, ray.token).shut_down()
     local.stop(settings)
     typer.echo("stopped", err=True)
 
@@ -78,14 +78,13 @@ def deploy(
     """Make a Ray cluster run the fleet that CONFIG describes. What runs already is changed in place."""
     import yaml
 
-    from argosy_services.cluster.control import Control
     from argosy_services.cluster.serve_config import serve_config
 
     settings = _settings(config)
     if show:
         typer.echo(yaml.safe_dump(serve_config(settings), sort_keys=False), nl=False)
         return
-    control = Control(cluster or _local_dashboard(settings))
+    control = _control(cluster, settings)
     control.deploy(serve_config(settings))
     if wait:
         _follow(control)
@@ -101,9 +100,8 @@ def status(
     from dataclasses import asdict
 
     from argosy_services.cli.output import write_json, write_table
-    from argosy_services.cluster.control import Control
 
-    states = Control(cluster or _local_dashboard(_settings(config))).states()
+    states = _control(cluster, _settings(config)).states()
     if as_json:
         write_json([asdict(state) for state in states])
     else:
@@ -143,8 +141,14 @@ def _settings(config: Path | None) -> Settings:
     return Settings()
 
 
-def _local_dashboard(settings: Settings) -> str:
-    return f"http://127.0.0.1:{settings.cluster.dashboard_port}"
+def _control(cluster: str | None, settings: Settings) -> Control:
+    """Of the cluster at an address, else of this machine's."""
+    from argosy_services.cluster import local
+    from argosy_services.cluster.control import Control
+
+    if cluster is None and (ray := local.find(settings)) is not None:
+        return Control(ray.dashboard, ray.token)
+    return Control(cluster or f"http://127.0.0.1:{settings.cluster.dashboard_port}")
 
 
 def _check_models(settings: Settings) -> None:

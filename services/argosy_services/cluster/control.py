@@ -49,20 +49,24 @@ class ApplicationState:
 
 
 class Control:
-    """The dashboard of a cluster, at an address such as http://127.0.0.1:8265."""
+    """The dashboard of a cluster, at an address such as http://127.0.0.1:8265.
 
-    def __init__(self, address: str) -> None:
+    Without a token, Ray's own variables (RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH) say what to show there.
+    """
+
+    def __init__(self, address: str, token: str | None = None) -> None:
         self._address = address
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    def deploy(self, config: dict[str, Any], still_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Makes the cluster run what the configuration says. Raises ClusterError."""
+    def deploy(self, config: dict[str, Any], starting: Callable[[], bool] = lambda: False) -> None:
+        """Makes the cluster run what the configuration says; waits for one that is `starting`. Raises ClusterError."""
         deadline = time.monotonic() + _CONNECT_S
         while True:
             try:
-                ServeSubmissionClient(self._address).deploy_applications(config)
+                self._client().deploy_applications(config)
                 return
             except (ConnectionError, requests.ConnectionError) as error:
-                if time.monotonic() > deadline or not still_wanted():
+                if time.monotonic() > deadline or not starting():
                     raise self._unreachable() from error
                 time.sleep(_POLL_S)
             except RuntimeError as error:
@@ -71,9 +75,11 @@ class Control:
     def states(self) -> list[ApplicationState]:
         """Every application. Raises ClusterError."""
         try:
-            details = ServeSubmissionClient(self._address).get_serve_details()
+            details = self._client().get_serve_details()
         except (ConnectionError, requests.RequestException) as error:
             raise self._unreachable() from error
+        except RuntimeError as error:
+            raise ClusterError(f"the cluster does not answer: {error}") from error
         return [_application(name, found) for name, found in sorted(details.get("applications", {}).items())]
 
     def follow(self, timeout_s: float) -> Iterator[list[ApplicationState]]:
@@ -94,9 +100,14 @@ class Control:
     def shut_down(self) -> None:
         """Drains and removes every application, and leaves the cluster. Raises ClusterError."""
         try:
-            ServeSubmissionClient(self._address).delete_applications()
+            self._client().delete_applications()
         except (ConnectionError, requests.RequestException) as error:
             raise self._unreachable() from error
+        except RuntimeError as error:
+            raise ClusterError(f"the cluster does not answer: {error}") from error
+
+    def _client(self) -> ServeSubmissionClient:
+        return ServeSubmissionClient(self._address, headers=dict(self._headers))
 
     def _unreachable(self) -> ClusterError:
         return ClusterError(

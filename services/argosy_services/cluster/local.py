@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from argosy_services.cluster import serve_config
@@ -25,11 +26,20 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LocalRay:
-    """A Ray that `start` started: its supervisor, a child of this process where `process` is set, and its dashboard."""
+    """A Ray that `start` started: its supervisor, a child of this process where `process` is set, and its dashboard.
+
+    `token_file` has what Ray wants to see of whoever talks to it; None where the environment decides that.
+    """
 
     pid: int
     dashboard: str
-    process: subprocess.Popen[bytes] | None = None
+    token_file: str | None = None
+    process: subprocess.Popen[bytes] | None = field(default=None, compare=False)
+
+    @property
+    def token(self) -> str | None:
+        """The secret that its dashboard wants."""
+        return Path(self.token_file).read_text() if self.token_file else None
 
     @property
     def alive(self) -> bool:
@@ -62,9 +72,11 @@ def start(settings: Settings) -> LocalRay:
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(settings.cluster.dashboard_port)),
         "--disable-usage-stats",
     ]
+    token_file = _make_token(settings)
     environment = {
         **os.environ,
         **serve_config.environment(settings),
+        **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token_file} if token_file else {}),
         # Whoever ends the fleet drains its services first; Ray itself waits for actors that never end on their own.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
@@ -77,9 +89,9 @@ def start(settings: Settings) -> LocalRay:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    ray = {"pid": process.pid, "dashboard": f"http://127.0.0.1:{settings.cluster.dashboard_port}"}
-    _note(settings).write_text(json.dumps(ray))
-    return LocalRay(**ray, process=process)
+    ray = LocalRay(process.pid, f"http://127.0.0.1:{settings.cluster.dashboard_port}", token_file, process)
+    _note(settings).write_text(json.dumps({"pid": ray.pid, "dashboard": ray.dashboard, "token_file": token_file}))
+    return ray
 
 
 @contextmanager
@@ -105,6 +117,7 @@ def stop(settings: Settings) -> bool:
                 raise ClusterError(f"process {ray.pid} does not end; look into {log_file(settings)} or kill it")
             time.sleep(0.1)
     _note(settings).unlink(missing_ok=True)
+    _token_file(settings).unlink(missing_ok=True)
     _forget_metrics(settings)
     return ray is not None
 
@@ -116,6 +129,24 @@ def log_file(settings: Settings) -> Path:
 
 def _note(settings: Settings) -> Path:
     return settings.run_dir / "ray.json"
+
+
+def _token_file(settings: Settings) -> Path:
+    return settings.run_dir / "token"
+
+
+def _make_token(settings: Settings) -> str | None:
+    """A new secret, for the owner's eyes; None where RAY_AUTH_MODE says what shall be.
+
+    Replicas of Ray Serve unpickle what others of the fleet send them, on a port that is open to all: nobody else may.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return None
+    file = _token_file(settings)
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as secret:
+        secret.write(secrets.token_hex(32))
+    return str(file)
 
 
 def _forget_metrics(settings: Settings) -> None:
