@@ -224,7 +224,7 @@ def test_bad_adapters(client: argosy.Client, good_adapter: Path, adapter_root: P
 
 def test_an_adapter_of_another_base(client: argosy.Client, good_adapter: Path, adapter_root: Path) -> None:
     directory = adapter_root / "foreign"
-    shutil.copytree(good_adapter, directory)
+    shutil.copytree(good_adapter, directory, dirs_exist_ok=True)
     tensors = load_file(directory / "adapter_model.safetensors")
     wider = {name: torch.zeros(4, 2048) if "lora_A" in name else torch.zeros(2048, 4) for name in tensors}
     save_file(wider, directory / "adapter_model.safetensors")
