@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from argosy_services.engine.base import Request
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
-from argosy_services.engine.torch_engine.scheduler import Scheduler, Work
+from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
+from argosy_services.engine.torch_engine.step import Work
 
 BLOCK = 4
 BLOCKS = 12

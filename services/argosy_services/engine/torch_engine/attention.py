@@ -12,7 +12,7 @@ import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.kv_pool import KvPool
-from argosy_services.engine.torch_engine.scheduler import Work
+from argosy_services.engine.torch_engine.step import Work
 
 
 class PagedAttention:

@@ -15,10 +15,11 @@ from argosy_services import metrics
 from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
 from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
-from argosy_services.engine.torch_engine.model_runner import ModelRunner, RowSpan
+from argosy_services.engine.torch_engine.model_runner import ModelRunner
 from argosy_services.engine.torch_engine.sampler import describe, draw
 from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
+from argosy_services.engine.torch_engine.step import RowSpan
 from argosy_services.errors import ArgosyError, Reason
 
 log = structlog.get_logger("argosy.engine")

@@ -10,24 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator, extend_digests
 from argosy_services.engine.torch_engine.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Tokens `start` to `start + count` of a sequence, to be computed in one step."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def completes(self) -> bool:
-        """Whether the next token can be drawn after it."""
-        return self.start + self.count == len(self.sequence.tokens)
+from argosy_services.engine.torch_engine.step import Work
 
 
 class Scheduler:
@@ -110,11 +96,11 @@ class Scheduler:
         return self.blocks.find(sequence.digests[: first_wanted // size])
 
     def advance(self, work: list[Work]) -> None:
-        """Takes note that a step's work was computed, and makes its full blocks known."""
+        """Takes note that a step's work was computed, drafts aside, and makes its full blocks known."""
         size = self.blocks.block_tokens
         for item in work:
             sequence = item.sequence
-            sequence.computed += item.count
+            sequence.computed += item.count - len(item.draft)
             extend_digests(sequence.digests, sequence.tokens, size, sequence.request.adapter or "")
             for index in range(item.start // size, sequence.computed // size):
                 self.blocks.remember(sequence.table[index], sequence.digests[index])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights
-from argosy_services.engine.torch_engine.scheduler import Work
+from argosy_services.engine.torch_engine.step import Work
 from argosy_services.errors import ArgosyError, Reason
 
 
