@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-
-import torch
 
 from argosy_services.engine.base import (
     AdapterWeights,
@@ -19,16 +16,13 @@ from argosy_services.engine.base import (
     Request,
     StepCallback,
 )
-from argosy_services.engine.torch_engine.config import DecoderConfig, read_config
+from argosy_services.engine.torch_engine.config import read_config
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
-from argosy_services.engine.torch_engine.kv_pool import KvPool
 from argosy_services.engine.torch_engine.loop import EngineLoop, Parts, not_running
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
-from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
-from argosy_services.engine.torch_engine.model_runner import ModelRunner
-from argosy_services.engine.torch_engine.models.decoder import Decoder
-from argosy_services.engine.torch_engine.models.weights import load_weights
+from argosy_services.engine.torch_engine.models.modules import adaptable
+from argosy_services.engine.torch_engine.runners import Loaded, cores, load_runner
 from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.models.types import LocalModel
@@ -42,7 +36,8 @@ class TorchEngine:
         self,
         model: LocalModel,
         settings: GenerationSettings,
-        decoder: Decoder,
+        loaded: Loaded,
+        shapes: Mapping[str, tuple[int, int]],
         info: EngineInfo,
         grammars: GrammarCompiler,
     ) -> None:
@@ -50,7 +45,8 @@ class TorchEngine:
         self._model = model
         self._settings = settings
         self.max_waiting = settings.max_waiting
-        self._decoder = decoder
+        self._loaded = loaded
+        self._shapes = shapes
         self._grammars = grammars
         self._loop: EngineLoop | None = None
 
@@ -58,17 +54,15 @@ class TorchEngine:
     def load(cls, model: LocalModel, settings: GenerationSettings, tokenizer_json: str) -> TorchEngine:
         """Reads a checkpoint. Raises UnsupportedModelError."""
         config = read_config(model.path)
-        device = torch.device(settings.device)
-        dtype = compute_dtype(settings.dtype, device)
-        weights = load_weights(model.path, config, dtype, device)
         limits = (settings.max_context_tokens or config.max_positions, config.max_positions, _cache_tokens(settings))
         context = min(limits)
+        loaded = load_runner(model.path, config, settings, context)
         info = EngineInfo(
             engine="torch",
             architecture=config.architecture,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=loaded.weights,
             device=settings.device,
-            parameter_count=sum(tensor.numel() for tensor in weights.parameters()),
+            parameter_count=loaded.parameter_count,
             max_context_tokens=context,
             vocabulary_size=config.vocab_size,
             eos_token_ids=config.eos_token_ids,
@@ -76,19 +70,20 @@ class TorchEngine:
             max_adapter_rank=settings.max_adapter_rank,
         )
         grammars = GrammarCompiler(tokenizer_json, config.vocab_size, config.eos_token_ids)
-        return cls(model, settings, Decoder(config, weights, context), info, grammars)
+        return cls(model, settings, loaded, adaptable(config), info, grammars)
 
     def start(self, on_step: StepCallback) -> None:
         """Starts the engine's thread; once."""
         if self._loop is not None:
             raise RuntimeError("the engine was started already")
-        self._loop = EngineLoop(self._parts(self._decoder.config), on_step)
+        self._loop = EngineLoop(self._parts(), on_step)
         self._loop.start()
 
     def close(self) -> None:
-        """Stops the thread and waits for it."""
+        """Stops the threads and waits for them."""
         if self._loop is not None and self._loop.is_alive():
             self._loop.stop()
+        self._loaded.runner.close()
 
     def submit(self, request: Request) -> None:
         """Refuses at the door what can never run or would wait too long."""
@@ -128,9 +123,9 @@ class TorchEngine:
         """Reads and validates a PEFT adapter for this model."""
         return read_peft_adapter(
             directory,
-            shapes=self._decoder.adaptable(),
+            shapes=self._shapes,
             max_rank=self._settings.max_adapter_rank,
-            dtype=self._decoder.dtype,
+            dtype=self._loaded.dtype,
             base_model=self._model.name,
         )
 
@@ -175,22 +170,23 @@ class TorchEngine:
             raise not_running() from (loop.fault if loop is not None else None)
         return loop
 
-    def _parts(self, config: DecoderConfig) -> Parts:
-        settings, decoder = self._settings, self._decoder
-        blocks = _cache_tokens(settings) // settings.block_tokens
-        adapters = AdapterSlots(settings.max_adapters)
-        pool = KvPool(config, blocks, settings.block_tokens, decoder.dtype, decoder.device)
+    def _parts(self) -> Parts:
+        settings = self._settings
         return Parts(
             model=self._model.name,
             scheduler=Scheduler(
-                BlockAllocator(blocks, settings.block_tokens, share_prefixes=settings.prefix_cache),
+                BlockAllocator(
+                    _cache_tokens(settings) // settings.block_tokens,
+                    settings.block_tokens,
+                    share_prefixes=settings.prefix_cache,
+                ),
                 max_batch=settings.max_batch,
                 max_step_tokens=settings.max_step_tokens,
             ),
-            runner=ModelRunner(decoder, pool, adapters),
-            adapters=adapters,
+            runner=self._loaded.runner,
+            adapters=self._loaded.adapters,
             grammars=self._grammars,
-            threads=settings.threads or os.cpu_count() or 1,
+            threads=cores(settings),
         )
 
 
@@ -198,13 +194,3 @@ def _cache_tokens(settings: GenerationSettings) -> int:
     """Tokens that the cache's whole blocks hold."""
     return settings.kv_cache_tokens // settings.block_tokens * settings.block_tokens
 
-
-def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type to compute with: what is asked for, or the narrowest that the device multiplies natively."""
-    if wanted != "auto":
-        return torch.float32 if wanted == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # Without these instructions bfloat16 products are emulated, some eight times slower than float32.
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32

@@ -15,7 +15,7 @@ from argosy_services import metrics
 from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
 from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
-from argosy_services.engine.torch_engine.model_runner import ModelRunner
+from argosy_services.engine.torch_engine.runners import Runner
 from argosy_services.engine.torch_engine.sampler import describe, draw
 from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
@@ -31,7 +31,7 @@ class Parts:
 
     model: str
     scheduler: Scheduler
-    runner: ModelRunner
+    runner: Runner
     adapters: AdapterSlots
     grammars: GrammarCompiler
     threads: int

@@ -38,3 +38,6 @@ class ModelRunner:
         if not rows:
             return torch.empty(0, self._decoder.config.vocab_size), []
         return self._decoder.logits(hidden[torch.tensor(rows, device=device)]), spans
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,224 @@
+"""Products of a step's rows with a weight matrix, for each format of weights.
+
+A task is a chunk of columns and at most `ROWS` rows. Weights are packed so that a chunk is one stream: for each step
+along the inputs, one vector for every 16 columns. A tile of up to `height` rows and one chunk is summed in registers.
+However many rows a tile has, each of its sums is made in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from llvmlite import ir
+
+from argosy_services.engine.torch_engine.native.emit import (
+    BYTES,
+    F32,
+    F32X,
+    HALVES,
+    I32,
+    I32X,
+    LANES,
+    PTR,
+    VOID,
+    Body,
+    Cell,
+    Value,
+)
+from argosy_services.engine.torch_engine.native.layout import GROUP, Product
+
+# Rows that share one pass over a chunk of weights.
+ROWS = 128
+# How far ahead of their use weights are asked for, in bytes.
+_AHEAD = 2_048
+
+
+class Format(Protocol):
+    """How weights are stored and multiplied. `vectors` x 16 columns make a chunk."""
+
+    name: str
+    height: int
+    vectors: int
+
+    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
+        """The float32 sums `[rows][vectors]` of a tile."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """Where a tile's operands are. `scales` and `offsets` belong to groups of quantized inputs; see `rows.py`."""
+
+    weights: Value
+    inputs: Value
+    scales: Value
+    offsets: Value
+    size: Value
+
+
+class Int8:
+    """Bytes: weights with a scale per column, inputs with one for each group of 64 (VNNI)."""
+
+    name = "int8"
+    height = 6
+    vectors = 4
+
+    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
+        """See `Format`. Weights are stored as unsigned bytes, 128 too large; `offsets` take that away again."""
+        sums = _cells(body, F32X, rows, self.vectors)
+        groups = body.div(operands.size, GROUP)
+        steps = GROUP // 4
+        with body.loop(0, groups) as group:
+            parts = [[body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))] * self.vectors
+                     for row in range(rows)]
+            stream = body.at(operands.weights, body.mul(group, steps * self.vectors * 64))
+            inputs = body.at(operands.inputs, body.mul(group, GROUP))
+            for step in range(steps):
+                weights = []
+                for vector in range(self.vectors):
+                    offset = (step * self.vectors + vector) * 64
+                    if rows <= 2:
+                        body.prefetch(stream, offset + _AHEAD)
+                    weights.append(body.load(BYTES, stream, offset, align=64))
+                for row in range(rows):
+                    four = body.load(I32, inputs, body.add(body.mul(operands.size, row), step * 4))
+                    given = body.builder.bitcast(body.splat(four), BYTES)
+                    parts[row] = [
+                        body.call("llvm.x86.avx512.vpdpbusd.512", I32X, part, weight, given)
+                        for part, weight in zip(parts[row], weights, strict=True)
+                    ]
+            for row in range(rows):
+                scale = body.splat(body.load(F32, operands.scales, self._group(body, groups, row, group)))
+                for cell, part in zip(sums[row], parts[row], strict=True):
+                    cell.set(body.fma(body.to_float(part), scale, cell.get()))
+        return _values(sums)
+
+    @staticmethod
+    def _group(body: Body, groups: Value, row: int, group: Value) -> Value:
+        return body.mul(body.add(body.mul(groups, row), group), 4)
+
+
+class BFloat16:
+    """Pairs of bfloat16, summed in float32."""
+
+    name = "bfloat16"
+    height = 6
+    vectors = 4
+
+    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
+        """See `Format`."""
+        return _stream(body, rows, self.vectors, operands, kind=HALVES, width=4, join=self._join)
+
+    @staticmethod
+    def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
+        pair = body.builder.bitcast(body.splat(given), HALVES)
+        return body.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, weight, pair)
+
+
+class Float32:
+    """float32, for any processor."""
+
+    name = "float32"
+    height = 6
+    vectors = 4
+
+    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
+        """See `Format`."""
+        return _stream(body, rows, self.vectors, operands, kind=F32X, width=4, join=self._join)
+
+    @staticmethod
+    def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
+        return body.fma(weight, body.splat(body.builder.bitcast(given, F32)), total)
+
+
+FORMATS: dict[str, Format] = {form.name: form for form in (Int8(), BFloat16(), Float32())}
+
+
+def emit_product(module: ir.Module, form: Format) -> None:
+    """Writes the kernel `product_<format>`; its arguments are a `layout.Product`."""
+    body = Body(module, f"product_{form.name}", [PTR, ir.IntType(64), PTR])
+    arguments, task, step = body.arguments
+    get = Product.reader(body, arguments)
+    size, chunks, stride = get("size"), get("chunks"), get("stride")
+    row_bytes = get("row_bytes")
+    keep = body.builder.trunc(get("accumulate"), ir.IntType(1))
+    places = {name: get.pointer(name) for name in ("inputs", "scales", "offsets", "out", "weight_scales", "bias")}
+    total = body.load(ir.IntType(64), step, body.mul(get("rows_slot"), 8))
+    chunk = body.rem(task, chunks)
+    first = body.mul(body.div(task, chunks), ROWS)
+    last = body.min(body.add(first, ROWS), total)
+    columns = form.vectors * LANES
+    weights = body.at(get.pointer("weights"), body.mul(chunk, get("chunk_bytes")))
+    column_bytes = body.mul(chunk, columns * 4)
+    groups = body.mul(body.div(size, GROUP), 4)
+
+    def tile(row: Value, rows: int) -> None:
+        operands = Operands(
+            weights=weights,
+            inputs=body.at(places["inputs"], body.mul(row, row_bytes)),
+            scales=body.at(places["scales"], body.mul(row, groups)),
+            offsets=body.at(places["offsets"], body.mul(row, groups)),
+            size=size,
+        )
+        sums = form.multiply(body, rows, operands)
+        out = body.at(places["out"], body.add(body.mul(row, stride), column_bytes))
+        for vector in range(form.vectors):
+            place = vector * 64
+            weight_scale = body.load(F32X, places["weight_scales"], body.add(column_bytes, place))
+            addend = body.load(F32X, places["bias"], body.add(column_bytes, place))
+            for index in range(rows):
+                offset = body.add(body.mul(stride, index), place)
+                value = body.fma(sums[index][vector], weight_scale, addend)
+                kept = body.load(F32X, out, offset)
+                value = body.fadd(value, body.builder.select(keep, kept, body.number(0.0)))
+                body.store(value, out, offset)
+
+    whole = body.sub(last, body.rem(body.sub(last, first), form.height))
+    with body.loop(first, whole, form.height) as row:
+        tile(row, form.height)
+    rest = body.sub(last, whole)
+    for rows in range(1, form.height):
+        with body.when(body.equal(rest, rows)):
+            tile(whole, rows)
+    body.end()
+
+
+def _stream(
+    body: Body, rows: int, vectors: int, operands: Operands, *, kind: ir.Type, width: int, join: object
+) -> list[list[Value]]:
+    """Sums along inputs of which one broadcast takes `width` bytes."""
+    sums = _cells(body, F32X, rows, vectors)
+    unroll = 4
+    per_step = 2 if kind is HALVES else 1
+    row_bytes = body.mul(operands.size, width // per_step)
+    with body.loop(0, body.div(operands.size, unroll * per_step)) as index:
+        totals = _values(sums)
+        stream = body.at(operands.weights, body.mul(index, unroll * vectors * 64))
+        inputs = body.at(operands.inputs, body.mul(index, unroll * width))
+        for step in range(unroll):
+            weights = []
+            for vector in range(vectors):
+                offset = (step * vectors + vector) * 64
+                if rows <= 2:
+                    body.prefetch(stream, offset + _AHEAD)
+                weights.append(body.load(kind, stream, offset, align=64))
+            for row in range(rows):
+                given = body.load(I32, inputs, body.add(body.mul(row_bytes, row), step * width))
+                totals[row] = [
+                    join(body, total, weight, given)  # type: ignore[operator]
+                    for total, weight in zip(totals[row], weights, strict=True)
+                ]
+        for row in range(rows):
+            for cell, total in zip(sums[row], totals[row], strict=True):
+                cell.set(total)
+    return _values(sums)
+
+
+def _cells(body: Body, kind: ir.Type, rows: int, vectors: int) -> list[list[Cell]]:
+    zero = ir.Constant(kind, [0.0 if kind is F32X else 0] * LANES)
+    return [[body.cell(kind, zero) for _ in range(vectors)] for _ in range(rows)]
+
+
+def _values(cells: list[list[Cell]]) -> list[list[Value]]:
+    return [[cell.get() for cell in row] for row in cells]

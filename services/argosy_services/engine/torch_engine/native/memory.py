@@ -1,0 +1,15 @@
+"""Large pieces of memory."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+
+def zeroed(size: int) -> torch.Tensor:
+    """Zeros, uint8 `[size]`, aligned to a page, that the system gives as they are touched, in large pages."""
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,0 +1,187 @@
+"""Kernels that work on one row each: embedding, normalisation, gating, quantization, and the largest logit.
+
+What a product takes in is written by one of three kernels, `norm`, `gate` and `plain`, each for every format of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from argosy_services.engine.torch_engine.native.emit import (
+    BF16X,
+    F32,
+    F32X,
+    I8X,
+    I32,
+    I32X,
+    I64,
+    LANES,
+    PTR,
+    Body,
+    Value,
+)
+from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Rows, Step
+
+_VECTOR = 4 * LANES
+_LOG2_E = 1.4426950408889634
+# The values of a row at an index that is a multiple of 16.
+Source = Callable[[Value], Value]
+
+
+def emit_rows(module: ir.Module, form: str, *, epsilon: float) -> None:
+    """Writes `norm_<form>`, `plain_<form>` and `gate_<form>`; their arguments are `layout.Rows`.
+
+    `norm` is RMSNorm (Zhang and Sennrich, 2019), `gate` is SiLU of a row's first half times its second half (SwiGLU,
+    Shazeer, 2020).
+    """
+    for kind in ("norm", "plain", "gate"):
+        body, row, get = _begin(module, f"{kind}_{form}", Rows)
+        size = get("size")
+        source_row = body.load(I64, body.arguments[2], body.mul(get("indices_slot"), 8))
+        listed = body.builder.inttoptr(source_row, PTR)
+        with body.builder.if_else(body.equal(source_row, 0)) as (whole, chosen):
+            with whole:
+                same = body.builder.block
+            with chosen:
+                found = body.load(I64, listed, body.mul(row, 8))
+                other = body.builder.block
+        taken = body.builder.phi(I64)
+        taken.add_incoming(row, same)
+        taken.add_incoming(found, other)
+        inputs = body.at(get.pointer("inputs"), body.mul(taken, get("stride")))
+        if kind == "norm":
+            source = _normed(body, inputs, get.pointer("norm"), size, epsilon)
+        elif kind == "gate":
+            source = _gated(body, inputs, size)
+        else:
+            source = _read(body, inputs)
+        _SINKS[form](body, row, get, size, source)
+        body.end()
+
+
+def emit_embed(module: ir.Module, table_kind: str) -> None:
+    """Writes `embed`: the rows of a table `[vocab, size]` that tokens name, as float32; arguments `layout.Embed`."""
+    body, row, get = _begin(module, "embed", Embed)
+    kind, width = (BF16X, 2) if table_kind == "bfloat16" else (F32X, 4)
+    tokens = body.load(PTR, body.arguments[2], 8 * Step.TOKENS)
+    token = body.load(I64, tokens, body.mul(row, 8))
+    size = get("size")
+    table = body.at(get.pointer("table"), body.mul(token, body.mul(size, width)))
+    out = body.at(get.pointer("out"), body.mul(row, get("stride")))
+    with body.loop(0, size, LANES) as index:
+        value = body.load(kind, table, body.mul(index, width))
+        value = body.builder.fpext(value, F32X) if width == 2 else value
+        body.store(value, out, body.mul(index, 4))
+    body.end()
+
+
+def emit_largest(module: ir.Module) -> None:
+    """Writes `largest`: the index of each row's largest logit, the first of several; arguments `layout.Largest`."""
+    body, row, get = _begin(module, "largest", Largest)
+    logits = body.at(get.pointer("logits"), body.mul(row, get("stride")))
+    best, where = body.cell(F32X, body.number(float("-inf"))), body.cell(I32X, body.whole(0))
+    size = get("size")
+    builder = body.builder
+    whole = body.mul(body.div(size, LANES), LANES)
+
+    def consider(value: Value, index: Value) -> None:
+        better = builder.fcmp_ordered(">", value, best.get())
+        places = builder.add(body.splat(builder.trunc(index, I32)), body.lanes())
+        where.set(builder.select(better, places, where.get()))
+        best.set(builder.select(better, value, best.get()))
+
+    with body.loop(0, whole, LANES) as index:
+        consider(body.load(F32X, logits, body.mul(index, 4)), index)
+    with body.when(body.less(whole, size)):
+        left = body.splat(builder.trunc(body.sub(size, whole), I32))
+        inside = builder.icmp_signed("<", body.lanes(), left)
+        value = body.load(F32X, logits, body.mul(whole, 4))
+        consider(builder.select(inside, value, body.number(float("-inf"))), whole)
+    top = body.splat(body.top(best.get()))
+    never = body.whole(2**31 - 1)
+    candidates = builder.select(builder.fcmp_ordered("==", best.get(), top), where.get(), never)
+    first = body.call("llvm.vector.reduce.smin.v16i32", I32, candidates)
+    body.store(builder.sext(first, I64), get.pointer("out"), body.mul(row, 8))
+    body.end()
+
+
+def _begin(module: ir.Module, name: str, arguments: Arguments) -> tuple[Body, Value, Callable[..., Value]]:
+    body = Body(module, name, [PTR, I64, PTR])
+    return body, body.arguments[1], arguments.reader(body, body.arguments[0])
+
+
+def _read(body: Body, inputs: Value) -> Source:
+    return lambda index: body.load(F32X, inputs, body.mul(index, 4))
+
+
+def _normed(body: Body, inputs: Value, weight: Value, size: Value, epsilon: float) -> Source:
+    squares = body.cell(F32X, body.number(0.0))
+    with body.loop(0, size, LANES) as index:
+        value = body.load(F32X, inputs, body.mul(index, 4))
+        squares.set(body.fma(value, value, squares.get()))
+    mean = body.fdiv(body.sum(squares.get()), body.builder.uitofp(size, F32))
+    factor = body.fdiv(ir.Constant(F32, 1.0), body.root(body.fadd(mean, ir.Constant(F32, epsilon))))
+    factors = body.splat(factor)
+
+    def value(index: Value) -> Value:
+        place = body.mul(index, 4)
+        return body.fmul(body.fmul(body.load(F32X, inputs, place), factors), body.load(F32X, weight, place))
+
+    return value
+
+
+def _gated(body: Body, inputs: Value, size: Value) -> Source:
+    def value(index: Value) -> Value:
+        gate = body.load(F32X, inputs, body.mul(index, 4))
+        up = body.load(F32X, inputs, body.mul(body.add(index, size), 4))
+        decay = body.exp2(body.fmul(gate, body.number(-_LOG2_E)))
+        return body.fmul(body.fdiv(gate, body.fadd(decay, body.number(1.0))), up)
+
+    return value
+
+
+def _to_float32(body: Body, row: Value, get: Callable[..., Value], size: Value, source: Source) -> None:
+    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))  # type: ignore[attr-defined]
+    with body.loop(0, size, LANES) as index:
+        body.store(source(index), out, body.mul(index, 4))
+
+
+def _to_bfloat16(body: Body, row: Value, get: Callable[..., Value], size: Value, source: Source) -> None:
+    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))  # type: ignore[attr-defined]
+    with body.loop(0, size, LANES) as index:
+        body.store(body.to_bfloat(source(index)), out, body.mul(index, 2))
+
+
+def _to_int8(body: Body, row: Value, get: Callable[..., Value], size: Value, source: Source) -> None:
+    """Whole numbers from -127 to 127, symmetric around 0, with a scale for each group."""
+    builder = body.builder
+    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))  # type: ignore[attr-defined]
+    groups = body.div(size, GROUP)
+    first = body.mul(body.mul(groups, row), 4)
+    scales = body.at(get.pointer("scales"), first)  # type: ignore[attr-defined]
+    offsets = body.at(get.pointer("offsets"), first)  # type: ignore[attr-defined]
+    with body.loop(0, groups) as group:
+        start = body.mul(group, GROUP)
+        values = [source(body.add(start, place)) for place in range(0, GROUP, LANES)]
+        largest = body.absolute(values[0])
+        for value in values[1:]:
+            largest = body.larger(body.absolute(value), largest)
+        top = body.top(largest)
+        # A group of zeros, and one that no division can scale, has the scale 0 and the numbers 0.
+        some = builder.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
+        scale = builder.select(some, body.fdiv(top, ir.Constant(F32, 127.0)), ir.Constant(F32, 0.0))
+        inverse = builder.select(some, body.fdiv(ir.Constant(F32, 127.0), top), ir.Constant(F32, 0.0))
+        factor = body.splat(inverse)
+        total = body.whole(0)
+        for place, value in enumerate(values):
+            whole = body.to_int(body.nearest(body.fmul(value, factor)))
+            total = builder.add(total, whole)
+            body.store(builder.trunc(whole, I8X), out, body.add(start, place * LANES))
+        body.store(scale, scales, body.mul(group, 4))
+        added = body.call("llvm.vector.reduce.add.v16i32", I32, total)
+        body.store(builder.mul(added, ir.Constant(I32, -128)), offsets, body.mul(group, 4))
+
+
+_SINKS = {"float32": _to_float32, "bfloat16": _to_bfloat16, "int8": _to_int8}

@@ -1,0 +1,85 @@
+"""From a step's work to logits on CPU cores; takes the place of `model_runner.ModelRunner`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
+from argosy_services.engine.torch_engine.native.attention import HEIGHT
+from argosy_services.engine.torch_engine.native.decoder import LOGIT_ROWS, NativeDecoder
+from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Step
+from argosy_services.engine.torch_engine.step import RowSpan, Work, wanted_rows
+
+
+class NativeRunner:
+    """Runs a native decoder over scheduled work. Lives on the engine's thread."""
+
+    def __init__(self, decoder: NativeDecoder, block_tokens: int, adapters: AdapterSlots) -> None:
+        self._decoder = decoder
+        self._adapters = adapters
+        self._tiles = block_tokens // TILE
+        self._plan: list[NDArray[np.int64]] = []
+
+    def run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
+        """Computes the work, writes its keys and values, and gives the logits float32 `[rows, vocab]` that
+        `wanted_rows` names. They are overwritten by the next call."""
+        self._plan = [_positions(work), *self._places(work)]
+        tokens = np.fromiter((token for item in work for token in item.token_ids()), np.int64)
+        self._plan.append(tokens)
+        positions, slots, tables, tiles, _ = self._plan
+        for name, array in (
+            (Step.TOKENS, tokens),
+            (Step.POSITIONS, positions),
+            (Step.SLOTS, slots),
+            (Step.TABLES, tables),
+            (Step.TILES, tiles),
+        ):
+            self._decoder.step[name] = array.ctypes.data
+        self._decoder.run_hidden(len(tokens), len(tiles))
+        rows, spans = wanted_rows(work)
+        return self._logits(np.array(rows, np.int64)), spans
+
+    def close(self) -> None:
+        """Ends the decoder's threads."""
+        self._decoder.close()
+
+    def _logits(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        if len(rows) <= LOGIT_ROWS:
+            return self._decoder.run_logits(rows)[0]
+        # Scoring asks for those of whole prompts.
+        parts = range(0, len(rows), LOGIT_ROWS)
+        return torch.cat([self._decoder.run_logits(rows[part : part + LOGIT_ROWS])[0].clone() for part in parts])
+
+    def _places(self, work: Sequence[Work]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Slots of the new tokens, the tiles of every sequence, and the query vectors of every task; see
+        `attention.py`."""
+        group = self._decoder.config.group
+        tables: list[int] = []
+        slots: list[NDArray[np.int64]] = []
+        tasks: list[NDArray[np.int64]] = []
+        row = 0
+        for item in work:
+            start, count = item.start, item.count
+            table = np.array(item.sequence.table, np.int64)
+            if self._tiles > 1:
+                table = (table[:, None] * self._tiles + np.arange(self._tiles)).ravel()
+            places = np.arange(start, start + count)
+            slots.append(table[places // TILE] * TILE + places % TILE)
+            vectors = np.arange(0, count * group, HEIGHT)
+            part = np.empty((len(vectors), 5), np.int64)
+            part[:, 0], part[:, 1], part[:, 2], part[:, 3] = len(tables), row, start, vectors
+            part[:, 4] = np.minimum(HEIGHT, count * group - vectors)
+            tasks.append(part)
+            steps = (start + count - 1) // SUPER + 2
+            used = table[: steps * SUPER // TILE].tolist()
+            tables += used + [0] * (steps * SUPER // TILE - len(used))
+            row += count
+        return np.concatenate(slots), np.array(tables, np.int64), np.concatenate(tasks)
+
+
+def _positions(work: Sequence[Work]) -> NDArray[np.int64]:
+    return np.concatenate([np.arange(item.start, item.start + item.count) for item in work])

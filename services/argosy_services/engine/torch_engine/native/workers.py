@@ -1,0 +1,150 @@
+"""Runs lists of operations on several threads, without Python between them.
+
+A list is one entry for each operation: a kernel, its arguments, and where the step says how many tasks it has. Threads
+take tasks one by one, so that one which the system holds up slows nobody more than its own task does, and meet after
+each operation. Between lists they sleep in the kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from argosy_services.engine.torch_engine.native.compile import Machine
+from argosy_services.engine.torch_engine.native.emit import I32, I64, PTR, VOID, Body, Value
+
+# What the threads share, each on a cache line of its own.
+_GENERATION, _ARRIVED, _BASE, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = (64 * line for line in range(9))
+_SHARED_BYTES = 64 * 9
+_OPERATION_BYTES = 24
+# Looks at a meeting point before the thread lets others run: some 20 microseconds.
+_LOOKS = 1_000
+_FUTEX = 202
+_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # Within this process.
+
+
+def emit_workers(module: ir.Module) -> None:
+    """Writes `lead`, which starts a list and takes part in it, and `follow`, a thread's whole life."""
+    _emit_work(module)
+    lead = Body(module, "lead", [PTR])
+    shared = lead.arguments[0]
+    lead.store(lead.load(I64, shared, _ARRIVED), shared, _BASE)
+    lead.builder.atomic_rmw("add", lead.at(shared, _GENERATION), ir.Constant(I32, 1), "seq_cst")
+    others = lead.sub(lead.load(I64, shared, _THREADS), 1)
+    with lead.when(lead.less(0, others)):
+        _futex(lead, shared, _FUTEX_WAKE, others)
+    lead.builder.call(module.globals["work"], [shared])
+    lead.end()
+
+    follow = Body(module, "follow", [PTR])
+    shared = follow.arguments[0]
+    seen = follow.cell(I32, ir.Constant(I32, 0))
+    with follow.forever() as leave:
+        with follow.forever() as ready:
+            now = follow.builder.load_atomic(follow.at(shared, _GENERATION), "acquire", 4, typ=I32)
+            ready(follow.builder.icmp_signed("!=", now, seen.get()))
+            _futex(follow, shared, _FUTEX_WAIT, follow.builder.zext(seen.get(), I64))
+        seen.set(follow.builder.add(seen.get(), ir.Constant(I32, 1)))
+        leave(follow.less(0, follow.load(I64, shared, _STOP)))
+        follow.builder.call(module.globals["work"], [shared])
+    follow.end()
+
+
+def _emit_work(module: ir.Module) -> None:
+    body = Body(module, "work", [PTR])
+    (shared,) = body.arguments
+    builder = body.builder
+    kernel = ir.FunctionType(VOID, [PTR, I64, PTR])
+    operations, step, counters = (body.load(PTR, shared, place) for place in (_OPERATIONS, _STEP, _COUNTERS))
+    threads, base = body.load(I64, shared, _THREADS), body.load(I64, shared, _BASE)
+    with body.loop(0, body.load(I64, shared, _COUNT)) as index:
+        operation = body.at(operations, body.mul(index, _OPERATION_BYTES))
+        function = body.load(kernel.as_pointer(), operation, 0)
+        arguments = body.load(PTR, operation, 8)
+        tasks = body.load(I64, step, body.mul(body.load(I64, operation, 16), 8))
+        counter = body.at(counters, body.mul(index, 64))
+        with body.forever() as leave:
+            task = builder.atomic_rmw("add", counter, ir.Constant(I64, 1), "monotonic")
+            leave(builder.icmp_signed(">=", task, tasks))
+            builder.call(function, [arguments, task, step])
+        builder.atomic_rmw("add", body.at(shared, _ARRIVED), ir.Constant(I64, 1), "acq_rel")
+        wanted = body.add(base, body.mul(threads, body.add(index, 1)))
+        looks = body.cell(I64, body.int(0))
+        with body.forever() as leave:
+            arrived = builder.load_atomic(body.at(shared, _ARRIVED), "acquire", 8, typ=I64)
+            leave(builder.icmp_signed(">=", arrived, wanted))
+            body.call("llvm.x86.sse2.pause", VOID)
+            looks.set(body.add(looks.get(), 1))
+            with body.when(body.less(_LOOKS, looks.get())):
+                body.call("sched_yield", I32)
+                looks.set(body.int(0))
+    body.end()
+
+
+def _futex(body: Body, address: Value, action: int, value: Value) -> None:
+    numbers = (_FUTEX, body.builder.ptrtoint(body.at(address, _GENERATION), I64), action, value, 0, 0, 0)
+    body.call("syscall", I64, *(body.int(number) for number in numbers), variadic=True)
+
+
+class OperationList:
+    """Operations as the workers read them: (kernel's address, arguments, index of the number of tasks)."""
+
+    def __init__(self, operations: Sequence[tuple[int, Sequence[int], int]]) -> None:
+        self._arguments = [np.array(arguments, np.int64) for _, arguments, _ in operations]
+        self.table = np.array(
+            [
+                (kernel, arguments.ctypes.data, tasks)
+                for (kernel, _, tasks), arguments in zip(operations, self._arguments, strict=True)
+            ],
+            np.int64,
+        )
+        self.counters = np.zeros((len(operations), 8), np.int64)
+
+
+class Workers:
+    """The threads of one engine. `run` belongs to one thread, which works along with the others."""
+
+    def __init__(self, machine: Machine, threads: int) -> None:
+        self._machine = machine
+        self._shared = _aligned(_SHARED_BYTES // 8)
+        self._set(_THREADS, threads)
+        entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        self._lead = entry(machine.address("lead"))
+        self._follow = entry(machine.address("follow"))
+        self._threads = [
+            threading.Thread(target=self._follow, args=(self._shared.ctypes.data,), name=f"engine-worker-{index}", daemon=True)
+            for index in range(1, threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, operations: OperationList, step: NDArray[np.int64]) -> None:
+        """Runs a list to its end. Other Python threads go on meanwhile."""
+        operations.counters[:] = 0
+        self._set(_OPERATIONS, operations.table.ctypes.data)
+        self._set(_COUNT, len(operations.table))
+        self._set(_STEP, step.ctypes.data)
+        self._set(_COUNTERS, operations.counters.ctypes.data)
+        self._lead(self._shared.ctypes.data)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._set(_STOP, 1)
+        self._set(_COUNT, 0)
+        self._lead(self._shared.ctypes.data)
+        for thread in self._threads:
+            thread.join()
+
+    def _set(self, place: int, value: int) -> None:
+        self._shared[place // 8] = value
+
+
+def _aligned(count: int) -> NDArray[np.int64]:
+    raw = np.zeros(count + 8, np.int64)
+    start = -raw.ctypes.data % 64 // 8
+    return raw[start : start + count]

@@ -1,0 +1,139 @@
+"""Chooses how a model's steps are computed: by native kernels on a CPU, or by torch operators anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from argosy_services.engine.torch_engine.config import DecoderConfig, UnsupportedModelError
+from argosy_services.engine.torch_engine.kv_pool import KvPool
+from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
+from argosy_services.engine.torch_engine.model_runner import ModelRunner
+from argosy_services.engine.torch_engine.models.decoder import Decoder
+from argosy_services.engine.torch_engine.models.weights import DecoderWeights, load_weights
+from argosy_services.engine.torch_engine.step import RowSpan, Work
+from argosy_services.settings import GenerationSettings
+
+
+class Runner(Protocol):
+    """Computes scheduled work. Lives on the engine's thread."""
+
+    def run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
+        """Computes the work, writes its keys and values, and gives the logits float32 `[rows, vocab]` that
+        `step.wanted_rows` names. They are the caller's until the next call."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the runner holds beside memory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to run. `weights` says in which type its products are computed, `dtype` is the type that
+    its adapters have."""
+
+    runner: Runner
+    adapters: AdapterSlots
+    weights: str
+    dtype: torch.dtype
+    parameter_count: int
+
+
+def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSettings, positions: int) -> Loaded:
+    """Reads a checkpoint for a device and `positions`. Raises UnsupportedModelError."""
+    device = torch.device(settings.device)
+    form = native_format(config, settings)
+    dtype = compute_dtype(settings.dtype, device) if form is None else _adapter_dtype(form)
+    weights = load_weights(directory, config, dtype, device)
+    count = sum(tensor.numel() for tensor in weights.parameters())
+    slots = settings.kv_cache_tokens // settings.block_tokens * settings.block_tokens
+    adapters = AdapterSlots(settings.max_adapters)
+    if form is not None:
+        runner = _native(config, weights, settings, adapters, form, positions, slots)
+        return Loaded(runner, adapters, form, dtype, count)
+    pool = KvPool(config, slots // settings.block_tokens, settings.block_tokens, dtype, device)
+    runner = ModelRunner(Decoder(config, weights, positions), pool, adapters)
+    return Loaded(runner, adapters, str(dtype).removeprefix("torch."), dtype, count)
+
+
+def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | None:
+    """The format of weights that the native kernels take, None where torch's operators compute instead.
+
+    Raises UnsupportedModelError where a quantization was asked for that only those kernels have.
+    """
+    from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
+    from argosy_services.engine.torch_engine.native.decoder import obstacle
+
+    wanted = settings.quantization
+    if settings.kernels == "torch":
+        reason: str | None = "generation.kernels is torch"
+    elif settings.device != "cpu":
+        reason = f"the device is {settings.device}"
+    else:
+        reason = obstacle(config, settings.block_tokens)
+    form = "int8" if wanted == "auto" and settings.dtype == "auto" else wanted
+    if reason is None and form == "int8" and not has_wide_vectors():
+        if wanted == "auto":
+            form = "none"
+        else:
+            reason = "this processor lacks the AVX-512 VNNI and bfloat16 instructions"
+    if reason is not None:
+        if wanted == "int8":
+            raise UnsupportedModelError(f"generation.quantization int8 needs the native kernels, but {reason}")
+        return None
+    if form == "int8":
+        return form
+    dtype = compute_dtype(settings.dtype, torch.device("cpu"))
+    if dtype is torch.bfloat16:
+        return "bfloat16" if has_wide_vectors() else None
+    return "float32"
+
+
+def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The type to compute with: what is asked for, or the narrowest that the device multiplies natively."""
+    if wanted != "auto":
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # Without these instructions bfloat16 products are emulated, some eight times slower than float32.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def cores(settings: GenerationSettings) -> int:
+    """Threads of a step."""
+    return settings.threads or len(os.sched_getaffinity(0))
+
+
+def _adapter_dtype(form: str) -> torch.dtype:
+    return torch.float32 if form == "float32" else torch.bfloat16
+
+
+def _native(
+    config: DecoderConfig,
+    weights: DecoderWeights,
+    settings: GenerationSettings,
+    adapters: AdapterSlots,
+    form: str,
+    positions: int,
+    slots: int,
+) -> Runner:
+    from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
+    from argosy_services.engine.torch_engine.native.runner import NativeRunner
+
+    decoder = NativeDecoder(
+        config,
+        weights,
+        form=form,
+        max_positions=positions,
+        max_rows=settings.max_step_tokens,
+        slots=slots,
+        threads=cores(settings),
+    )
+    return NativeRunner(decoder, settings.block_tokens, adapters)
