@@ -20,7 +20,7 @@ from argosy_services.engine.torch_engine.config import read_config
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
 from argosy_services.engine.torch_engine.loop import EngineLoop, Parts, not_running
-from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
+from argosy_services.engine.torch_engine.lora.reader import read_peft_adapter
 from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.runners import Loaded, cores, load_runner
 from argosy_services.engine.torch_engine.scheduler import Scheduler
@@ -121,17 +121,18 @@ class TorchEngine:
 
     def read_adapter(self, directory: Path) -> AdapterWeights:
         """Reads and validates a PEFT adapter for this model."""
-        return read_peft_adapter(
+        weights = read_peft_adapter(
             directory,
             shapes=self._shapes,
             max_rank=self._settings.max_adapter_rank,
             dtype=self._loaded.dtype,
             base_model=self._model.name,
         )
+        return self._loaded.adapters.prepare(weights)
 
     def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
         """Puts an adapter into a slot between two steps."""
-        if not isinstance(weights, LoraWeights):
+        if not isinstance(weights, self._loaded.adapters.prepared):
             raise TypeError(f"these weights were read by another engine: {type(weights).__name__}")
         return self._between_steps(lambda parts, _: parts.adapters.put(key, weights))
 
@@ -193,4 +194,3 @@ class TorchEngine:
 def _cache_tokens(settings: GenerationSettings) -> int:
     """Tokens that the cache's whole blocks hold."""
     return settings.kv_cache_tokens // settings.block_tokens * settings.block_tokens
-

@@ -14,8 +14,7 @@ import torch
 from argosy_services import metrics
 from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
-from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
-from argosy_services.engine.torch_engine.runners import Runner
+from argosy_services.engine.torch_engine.runners import Adapters, Runner
 from argosy_services.engine.torch_engine.sampler import describe, draw
 from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
@@ -32,7 +31,7 @@ class Parts:
     model: str
     scheduler: Scheduler
     runner: Runner
-    adapters: AdapterSlots
+    adapters: Adapters
     grammars: GrammarCompiler
     threads: int
 

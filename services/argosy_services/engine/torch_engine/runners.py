@@ -6,16 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from argosy_services.engine.base import AdapterWeights
 from argosy_services.engine.torch_engine.config import DecoderConfig, UnsupportedModelError
 from argosy_services.engine.torch_engine.kv_pool import KvPool
+from argosy_services.engine.torch_engine.lora.reader import LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
 from argosy_services.engine.torch_engine.model_runner import ModelRunner
 from argosy_services.engine.torch_engine.models.decoder import Decoder
-from argosy_services.engine.torch_engine.models.weights import DecoderWeights, load_weights
+from argosy_services.engine.torch_engine.models.modules import adaptable
+from argosy_services.engine.torch_engine.models.weights import load_weights
 from argosy_services.engine.torch_engine.step import RowSpan, Work
 from argosy_services.settings import GenerationSettings
 
@@ -33,13 +36,35 @@ class Runner(Protocol):
         ...
 
 
+class Adapters(Protocol):
+    """The adapters that are in an engine, by key. `prepare` is for any thread, the rest for the engine's."""
+
+    prepared: type
+    """What `prepare` makes."""
+
+    def __contains__(self, key: str) -> bool: ...
+    def __len__(self) -> int: ...
+
+    def prepare(self, weights: LoraWeights) -> AdapterWeights:
+        """A validated adapter in the form that `put` takes."""
+        ...
+
+    def put(self, key: str, adapter: Any) -> None:
+        """Takes a slot. Raises ADAPTER_SLOTS_FULL."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Frees a slot; a key that has none is ignored."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model that is ready to run. `weights` says in which type its products are computed, `dtype` is the type that
     its adapters have."""
 
     runner: Runner
-    adapters: AdapterSlots
+    adapters: Adapters
     weights: str
     dtype: torch.dtype
     parameter_count: int
@@ -53,13 +78,33 @@ def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSett
     weights = load_weights(directory, config, dtype, device)
     count = sum(tensor.numel() for tensor in weights.parameters())
     slots = settings.kv_cache_tokens // settings.block_tokens * settings.block_tokens
-    adapters = AdapterSlots(settings.max_adapters)
     if form is not None:
-        runner = _native(config, weights, settings, adapters, form, positions, slots)
-        return Loaded(runner, adapters, form, dtype, count)
+        from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
+        from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
+        from argosy_services.engine.torch_engine.native.runner import NativeRunner
+
+        native_adapters = NativeAdapters(settings.max_adapters, list(adaptable(config)))
+        decoder = NativeDecoder(
+            config,
+            weights,
+            native_adapters,
+            form=form,
+            max_positions=positions,
+            max_rows=settings.max_step_tokens,
+            slots=slots,
+            threads=cores(settings),
+        )
+        runner = NativeRunner(decoder, settings.block_tokens, native_adapters)
+        return Loaded(runner, native_adapters, form, dtype, count)
+    adapters = AdapterSlots(settings.max_adapters)
     pool = KvPool(config, slots // settings.block_tokens, settings.block_tokens, dtype, device)
-    runner = ModelRunner(Decoder(config, weights, positions), pool, adapters)
-    return Loaded(runner, adapters, str(dtype).removeprefix("torch."), dtype, count)
+    return Loaded(
+        ModelRunner(Decoder(config, weights, positions), pool, adapters),
+        adapters,
+        str(dtype).removeprefix("torch."),
+        dtype,
+        count,
+    )
 
 
 def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | None:
@@ -113,27 +158,3 @@ def cores(settings: GenerationSettings) -> int:
 
 def _adapter_dtype(form: str) -> torch.dtype:
     return torch.float32 if form == "float32" else torch.bfloat16
-
-
-def _native(
-    config: DecoderConfig,
-    weights: DecoderWeights,
-    settings: GenerationSettings,
-    adapters: AdapterSlots,
-    form: str,
-    positions: int,
-    slots: int,
-) -> Runner:
-    from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
-    from argosy_services.engine.torch_engine.native.runner import NativeRunner
-
-    decoder = NativeDecoder(
-        config,
-        weights,
-        form=form,
-        max_positions=positions,
-        max_rows=settings.max_step_tokens,
-        slots=slots,
-        threads=cores(settings),
-    )
-    return NativeRunner(decoder, settings.block_tokens, adapters)

@@ -16,6 +16,8 @@ from argosy_services.errors import ArgosyError, Reason
 class AdapterSlots:
     """The adapters that are in the engine, by key. Lives on the engine's thread."""
 
+    prepared = LoraWeights
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._adapters: dict[str, LoraWeights] = {}
@@ -26,16 +28,15 @@ class AdapterSlots:
     def __len__(self) -> int:
         return len(self._adapters)
 
-    def put(self, key: str, weights: LoraWeights) -> None:
+    def prepare(self, weights: LoraWeights) -> LoraWeights:
+        """What `put` takes; here the weights as they are."""
+        return weights
+
+    def put(self, key: str, adapter: LoraWeights) -> None:
         """Takes a slot. Raises ADAPTER_SLOTS_FULL."""
         if len(self._adapters) >= self._limit:
-            raise ArgosyError(
-                Reason.ADAPTER_SLOTS_FULL,
-                f"all {self._limit} adapter slots are taken; unload an adapter first",
-                limit=self._limit,
-                retry_after_s=5.0,
-            )
-        self._adapters[key] = weights
+            raise slots_full(self._limit)
+        self._adapters[key] = adapter
 
     def drop(self, key: str) -> None:
         """Frees a slot; a key that has none is ignored."""
@@ -54,6 +55,16 @@ class AdapterSlots:
             for key, indices in rows.items()
         ]
         return BatchAdapters(groups)
+
+
+def slots_full(limit: int) -> ArgosyError:
+    """No adapter more fits into the engine."""
+    return ArgosyError(
+        Reason.ADAPTER_SLOTS_FULL,
+        f"all {limit} adapter slots are taken; unload an adapter first",
+        limit=limit,
+        retry_after_s=5.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.native.emit import (
     BF16,
-    BF16X,
     F32,
     F32X,
     HALVES,
@@ -50,6 +50,19 @@ class Heads:
     dim: int
     scale: float
     epsilon: float
+
+    @classmethod
+    def of(cls, config: DecoderConfig, form: str) -> Heads:
+        """The shape that a decoder has."""
+        return cls(
+            form=form,
+            layers=config.layers,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            dim=config.head_dim,
+            scale=config.head_dim**-0.5,
+            epsilon=config.norm_eps,
+        )
 
     @property
     def width(self) -> int:
@@ -251,12 +264,12 @@ class _Attention:
     def _tiles(self, step: Value) -> list[Value]:
         """The tiles of 64 tokens. A table has those of one more step than there are tokens for, to be fetched early."""
         body = self.body
-        numbers = [body.load(I64, self.table, body.mul(body.add(body.mul(step, _TILES), index), 8)) for index in range(_TILES)]
+        numbers = [
+            body.load(I64, self.table, body.mul(body.add(body.mul(step, _TILES), index), 8)) for index in range(_TILES)
+        ]
         return [body.at(self.keys, body.mul(number, self.shape.stride)) for number in numbers]
 
-    def _scores(
-        self, rows: int, sources: list[Value], keys: list[Value], following: list[Value]
-    ) -> list[list[Value]]:
+    def _scores(self, rows: int, sources: list[Value], keys: list[Value], following: list[Value]) -> list[list[Value]]:
         body, shape = self.body, self.shape
         cells = [[body.cell(F32X, body.number(0.0)) for _ in keys] for _ in range(rows)]
         unroll = 4
@@ -275,9 +288,7 @@ class _Attention:
                     cell.set(total)
         return [[cell.get() for cell in row] for row in cells]
 
-    def _soften(
-        self, index: int, scores: list[Value], limit: Value, step: Value, top: object, total: object
-    ) -> Value:
+    def _soften(self, index: int, scores: list[Value], limit: Value, step: Value, top: object, total: object) -> Value:
         """Turns scores into weights, relative to the largest score so far; returns what earlier ones shrink by."""
         body, builder = self.body, self.body.builder
         hidden = body.number(_HIDDEN)
@@ -338,7 +349,9 @@ class _Attention:
                         for row in range(rows):
                             place = (row * SUPER + number * TILE) * shape.width
                             given = body.load(I32, self.weights, body.add(body.mul(index, 4), place))
-                            totals[row] = [self._join(t, line, given) for t, line in zip(totals[row], lines, strict=True)]
+                            totals[row] = [
+                                self._join(t, line, given) for t, line in zip(totals[row], lines, strict=True)
+                            ]
                     for row in range(rows):
                         for cell, total in zip(cells[row], totals[row], strict=True):
                             cell.set(total)
@@ -352,6 +365,5 @@ class _Attention:
     def _join(self, total: Value, line: Value, given: Value) -> Value:
         body = self.body
         if self.shape.width == 2:
-            pair = body.builder.bitcast(body.splat(given), HALVES)
-            return body.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, line, pair)
+            return body.pairs(total, line, given)
         return body.fma(line, body.splat(body.builder.bitcast(given, F32)), total)

@@ -1,8 +1,6 @@
-"""A decoder as two lists of operations: from token ids to hidden states, and from those to logits."""
+"""A decoder as lists of operations: from token ids to hidden states, with and without adapters, and on to logits."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,13 +9,17 @@ from numpy.typing import NDArray
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.models.rope import rope_tables
-from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, Linear
+from argosy_services.engine.torch_engine.models.weights import DecoderWeights, Linear
+from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.attention import Heads, emit_attend, emit_rotate
+from argosy_services.engine.torch_engine.native.buffers import Buffers, Inputs, stride
 from argosy_services.engine.torch_engine.native.compile import Machine
 from argosy_services.engine.torch_engine.native.gemm import FORMATS, ROWS, emit_product
 from argosy_services.engine.torch_engine.native.layout import (
     GROUP,
+    MODULES,
     TILE,
+    Adapt,
     Attend,
     Embed,
     Largest,
@@ -27,42 +29,25 @@ from argosy_services.engine.torch_engine.native.layout import (
     Step,
     Tasks,
 )
+from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.memory import zeroed
-from argosy_services.engine.torch_engine.native.packing import Packed, pack
+from argosy_services.engine.torch_engine.native.packing import Packed, PackedLayer, pack, pack_layer
 from argosy_services.engine.torch_engine.native.rows import emit_embed, emit_largest, emit_rows
 from argosy_services.engine.torch_engine.native.workers import OperationList, Workers, emit_workers
 
-_COLUMNS = 64
-# Rows of logits that are computed at once.
-LOGIT_ROWS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What a product takes in: rows in a format's type, with scales and offsets where that has any."""
-
-    values: torch.Tensor
-    scales: torch.Tensor
-    offsets: torch.Tensor
-
-    @classmethod
-    def of(cls, rows: int, size: int, form: str) -> _Inputs:
-        kind = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}[form]
-        groups = size // GROUP
-        return cls(
-            torch.zeros(rows, size, dtype=kind),
-            torch.zeros(rows, groups),
-            torch.zeros(rows, groups, dtype=torch.int32),
-        )
+Operation = tuple[int, list[int], int]
+# More positions than any sequence has.
+_NO_WINDOW = 1 << 30
 
 
 class NativeDecoder:
-    """A decoder whose layers run as machine code. Lives on one thread, except for `close`."""
+    """A decoder whose layers run as machine code. Lives on one thread."""
 
     def __init__(
         self,
         config: DecoderConfig,
         weights: DecoderWeights,
+        adapters: NativeAdapters,
         *,
         form: str,
         max_positions: int,
@@ -71,28 +56,37 @@ class NativeDecoder:
         threads: int,
     ) -> None:
         self.config = config
-        self.max_rows = max_rows
         self._form = form
-        self._cache = "float32" if form == "float32" else "bfloat16"
-        self._heads = Heads(
-            self._cache, config.layers, config.heads, config.kv_heads, config.head_dim, config.head_dim**-0.5, config.norm_eps
-        )
-        self._kept: list[object] = []
+        self._adapters = adapters
+        # Of keys, values, and what adapters take in.
+        self._exact = "float32" if form == "float32" else "bfloat16"
+        self._heads = Heads.of(config, self._exact)
+        self._layers = [pack_layer(layer, form) for layer in weights.layers]
+        self._head_weights = pack(Linear(weights.head), form)
+        self._final_norm = weights.final_norm.float()
+        self._embeddings = weights.embeddings
+        self._buffers = Buffers(config, max_rows, form=form, exact=self._exact)
+        self._cache = zeroed(slots // TILE * self._heads.stride)
+        half = config.head_dim // 2
+        self._angles = [
+            table[:, :half].contiguous() for table in rope_tables(config, max_positions, torch.device("cpu"))
+        ]
         self._products: dict[tuple[int, int], int] = {}
-        self._machine = Machine(self._emit(weights))
+        self._machine = Machine(self._emit())
         self._workers = Workers(self._machine, threads)
-        self._cosines, self._sines = (table[:, : config.head_dim // 2].contiguous() for table in
-                                      rope_tables(config, max_positions, torch.device("cpu")))
-        self._buffers(max_rows, slots)
-        self._hidden = OperationList(self._hidden_operations(weights))
-        self._head = OperationList(self._head_operations(weights))
-        self.step = np.zeros(Step.TASKS + len(Tasks) + len(self._products), np.int64)
+        self._plain = OperationList(self._hidden_operations(adapted=False))
+        self._adapted = OperationList(self._hidden_operations(adapted=True))
+        self._head = OperationList(self._head_operations())
+        self.step = np.zeros(Tasks.PRODUCTS + len(self._products), np.int64)
 
-    def run_hidden(self, rows: int, attention_tasks: int) -> None:
-        """Computes hidden states of a step that has been written into `step`."""
+    def run_hidden(self, rows: int, attention_tasks: int, adapter_tasks: NDArray[np.int64]) -> None:
+        """Computes hidden states of a step that has been written into `step`; see `NativeAdapters.plan`."""
         self._prepare(rows, Step.ROWS, Tasks.ROWS)
         self.step[Tasks.ATTENTION] = attention_tasks * self.config.kv_heads
-        self._workers.run(self._hidden, self.step)
+        tasks = len(adapter_tasks)
+        self.step[Step.ADAPTED] = adapter_tasks.ctypes.data
+        self.step[Tasks.ADAPTED_ONE : Tasks.ADAPTED_ONE + MODULES] = (tasks, 2 * tasks, 3 * tasks)
+        self._workers.run(self._adapted if tasks else self._plain, self.step)
 
     def run_logits(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
         """Logits float32 `[rows, vocab]` of rows of the last step, at most `LOGIT_ROWS`, and where the largest of each
@@ -100,7 +94,7 @@ class NativeDecoder:
         self.step[Step.LOGIT_INDICES] = rows.ctypes.data
         self._prepare(len(rows), Step.LOGIT_ROWS, Tasks.LOGIT_ROWS)
         self._workers.run(self._head, self.step)
-        return self._logits[: len(rows), : self.config.vocab_size], self._largest[: len(rows)]
+        return self._buffers.logits[: len(rows), : self.config.vocab_size], self._buffers.largest[: len(rows)]
 
     def close(self) -> None:
         """Ends the threads."""
@@ -113,137 +107,176 @@ class NativeDecoder:
             if slot == rows_slot:
                 self.step[tasks] = chunks * parts
 
-    def _emit(self, weights: DecoderWeights) -> ir.Module:
+    def _emit(self) -> ir.Module:
         module = ir.Module("decoder")
         emit_workers(module)
         emit_product(module, FORMATS[self._form])
-        emit_rows(module, self._form, epsilon=self.config.norm_eps)
+        for form in {self._form, self._exact}:
+            emit_rows(module, form, epsilon=self.config.norm_eps)
         emit_rotate(module, self._heads, normed=self.config.qk_norm)
         emit_attend(module, self._heads)
-        emit_embed(module, "float32" if weights.embeddings.dtype is torch.float32 else "bfloat16")
+        emit_embed(module, self._exact)
+        emit_adapt(module, self._exact)
         emit_largest(module)
         return module
 
-    def _buffers(self, rows: int, slots: int) -> None:
-        config = self.config
-        query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        kind = torch.float32 if self._cache == "float32" else torch.bfloat16
-        self._states = torch.zeros(rows, _whole(config.hidden_size))
-        self._qkv = torch.zeros(rows, _whole(query + 2 * key_value))
-        self._queries = torch.zeros(rows, query, dtype=kind)
-        self._attended = torch.zeros(rows, query)
-        self._gate_up = torch.zeros(rows, _whole(2 * config.intermediate_size))
-        self._normed = _Inputs.of(rows, config.hidden_size, self._form)
-        self._mixed = _Inputs.of(rows, query, self._form)
-        self._inner = _Inputs.of(rows, config.intermediate_size, self._form)
-        self._final = _Inputs.of(LOGIT_ROWS, config.hidden_size, self._form)
-        self._logits = torch.zeros(LOGIT_ROWS, _whole(config.vocab_size))
-        self._largest = np.zeros(LOGIT_ROWS, np.int64)
-        self.cache = zeroed(slots // TILE * self._heads.stride)
-
-    def _hidden_operations(self, weights: DecoderWeights) -> list[tuple[int, list[int], int]]:
-        config = self.config
+    def _hidden_operations(self, *, adapted: bool) -> list[Operation]:
+        states = self._buffers.states
         embed = Embed.pack(
-            table=_at(self._keep(weights.embeddings)),
-            out=_at(self._states),
-            stride=_stride(self._states),
-            size=config.hidden_size,
+            table=self._embeddings.data_ptr(),
+            out=states.data_ptr(),
+            stride=stride(states),
+            size=self.config.hidden_size,
         )
-        operations = [(self._machine.address("embed"), embed, int(Tasks.ROWS))]
-        for index, layer in enumerate(weights.layers):
-            operations += self._layer(index, layer)
+        operations = [self._operation("embed", embed, Tasks.ROWS)]
+        for index, layer in enumerate(self._layers):
+            operations += self._layer(index, layer, adapted=adapted)
         return operations
 
-    def _layer(self, index: int, layer: LayerWeights) -> list[tuple[int, list[int], int]]:
-        config = self.config
-        window = config.window or 1 << 30
-        cache = _at(self.cache) + index * self._heads.layer_bytes
-        norms = [None if norm is None else self._keep(norm.float()) for norm in (layer.query_norm, layer.key_norm)]
-        rotate = Rotate.pack(
-            inputs=_at(self._qkv),
-            stride=_stride(self._qkv),
-            queries=_at(self._queries),
-            cache=cache,
-            cosines=_at(self._cosines),
-            sines=_at(self._sines),
-            query_norm=0 if norms[0] is None else _at(norms[0]),
-            key_norm=0 if norms[1] is None else _at(norms[1]),
-        )
-        attend = Attend.pack(
-            queries=_at(self._queries),
-            cache=cache,
-            out=_at(self._attended),
-            stride=_stride(self._attended),
-            window=window,
-        )
+    def _layer(self, index: int, layer: PackedLayer, *, adapted: bool) -> list[Operation]:
+        buffers, config = self._buffers, self.config
+        query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        inner = config.intermediate_size
+        queries = ((0, query, 0), (1, key_value, query), (2, key_value, query + key_value))
+
+        def change(inputs: Inputs, out: torch.Tensor, *modules: tuple[int, int, int]) -> list[Operation]:
+            return [self._adapt(index, inputs, out, modules)] if adapted else []
+
         return [
-            self._rows("norm", self._states, self._normed, norm=layer.input_norm),
-            self._product(layer.qkv, self._normed, self._qkv),
-            (self._machine.address("rotate"), rotate, int(Tasks.ROWS)),
-            (self._machine.address("attend"), attend, int(Tasks.ATTENTION)),
-            self._rows("plain", self._attended, self._mixed),
-            self._product(layer.output, self._mixed, self._states, add=True),
-            self._rows("norm", self._states, self._normed, norm=layer.mlp_norm),
-            self._product(layer.gate_up, self._normed, self._gate_up),
-            self._rows("gate", self._gate_up, self._inner),
-            self._product(layer.down, self._inner, self._states, add=True),
+            *self._rows("norm", buffers.states, buffers.normed, norm=layer.input_norm, adapted=adapted),
+            self._product(layer.qkv, buffers.normed, buffers.qkv),
+            *change(buffers.normed, buffers.qkv, *queries),
+            *self._attention(index, layer),
+            *self._rows("plain", buffers.attended, buffers.mixed, adapted=adapted),
+            self._product(layer.output, buffers.mixed, buffers.states, add=True),
+            *change(buffers.mixed, buffers.states, (3, config.hidden_size, 0)),
+            *self._rows("norm", buffers.states, buffers.normed, norm=layer.mlp_norm, adapted=adapted),
+            self._product(layer.gate_up, buffers.normed, buffers.gate_up),
+            *change(buffers.normed, buffers.gate_up, (4, inner, 0), (5, inner, inner)),
+            *self._rows("gate", buffers.gate_up, buffers.inner, adapted=adapted),
+            self._product(layer.down, buffers.inner, buffers.states, add=True),
+            *change(buffers.inner, buffers.states, (6, config.hidden_size, 0)),
         ]
 
-    def _head_operations(self, weights: DecoderWeights) -> list[tuple[int, list[int], int]]:
-        largest = Largest.pack(
-            logits=_at(self._logits),
-            stride=_stride(self._logits),
-            size=self.config.vocab_size,
-            out=self._largest.ctypes.data,
+    def _attention(self, index: int, layer: PackedLayer) -> list[Operation]:
+        buffers = self._buffers
+        cache = self._cache.data_ptr() + index * self._heads.layer_bytes
+        cosines, sines = self._angles
+        rotate = Rotate.pack(
+            inputs=buffers.qkv.data_ptr(),
+            stride=stride(buffers.qkv),
+            queries=buffers.queries.data_ptr(),
+            cache=cache,
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            query_norm=0 if layer.query_norm is None else layer.query_norm.data_ptr(),
+            key_norm=0 if layer.key_norm is None else layer.key_norm.data_ptr(),
         )
-        norm = self._rows("norm", self._states, self._final, norm=weights.final_norm, chosen=True)
-        head = self._product(Linear(weights.head), self._final, self._logits, rows_slot=Step.LOGIT_ROWS)
-        return [norm, head, (self._machine.address("largest"), largest, int(Tasks.LOGIT_ROWS))]
+        attend = Attend.pack(
+            queries=buffers.queries.data_ptr(),
+            cache=cache,
+            out=buffers.attended.data_ptr(),
+            stride=stride(buffers.attended),
+            window=self.config.window or _NO_WINDOW,
+        )
+        return [self._operation("rotate", rotate, Tasks.ROWS), self._operation("attend", attend, Tasks.ATTENTION)]
+
+    def _head_operations(self) -> list[Operation]:
+        buffers = self._buffers
+        largest = Largest.pack(
+            logits=buffers.logits.data_ptr(),
+            stride=stride(buffers.logits),
+            size=self.config.vocab_size,
+            out=buffers.largest.ctypes.data,
+        )
+        return [
+            *self._rows("norm", buffers.states, buffers.final, norm=self._final_norm, chosen=True),
+            self._product(self._head_weights, buffers.final, buffers.logits, rows_slot=Step.LOGIT_ROWS),
+            self._operation("largest", largest, Tasks.LOGIT_ROWS),
+        ]
 
     def _rows(
-        self, kind: str, source: torch.Tensor, out: _Inputs, *, norm: torch.Tensor | None = None, chosen: bool = False
-    ) -> tuple[int, list[int], int]:
-        arguments = Rows.pack(
-            inputs=_at(source),
-            stride=_stride(source),
-            norm=0 if norm is None else _at(self._keep(norm.float())),
-            size=out.values.shape[1],
-            indices_slot=int(Step.LOGIT_INDICES if chosen else Step.NOTHING),
-            quantized=_at(out.values),
-            scales=_at(out.scales),
-            offsets=_at(out.offsets),
-            row_bytes=_stride(out.values),
-        )
-        tasks = Tasks.LOGIT_ROWS if chosen else Tasks.ROWS
-        return self._machine.address(f"{kind}_{self._form}"), arguments, int(tasks)
+        self,
+        kind: str,
+        source: torch.Tensor,
+        out: Inputs,
+        *,
+        norm: torch.Tensor | None = None,
+        chosen: bool = False,
+        adapted: bool = False,
+    ) -> list[Operation]:
+        """What makes a product's inputs; for adapters also in a type that is not quantized."""
+        forms = {self._form: out.values} | ({self._exact: out.exact} if adapted else {})
+        return [
+            self._operation(
+                f"{kind}_{form}",
+                Rows.pack(
+                    inputs=source.data_ptr(),
+                    stride=stride(source),
+                    norm=0 if norm is None else norm.data_ptr(),
+                    size=values.shape[1],
+                    indices_slot=Step.LOGIT_INDICES if chosen else Step.NOTHING,
+                    quantized=values.data_ptr(),
+                    scales=out.scales.data_ptr(),
+                    offsets=out.offsets.data_ptr(),
+                    row_bytes=stride(values),
+                ),
+                Tasks.LOGIT_ROWS if chosen else Tasks.ROWS,
+            )
+            for form, values in forms.items()
+        ]
 
     def _product(
-        self, linear: Linear, inputs: _Inputs, out: torch.Tensor, *, add: bool = False, rows_slot: int = Step.ROWS
-    ) -> tuple[int, list[int], int]:
-        packed: Packed = self._keep(pack(linear, self._form))
+        self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False, rows_slot: Step = Step.ROWS
+    ) -> Operation:
         arguments = Product.pack(
-            weights=_at(packed.weights),
-            weight_scales=_at(packed.scales),
-            bias=_at(packed.bias),
+            weights=packed.weights.data_ptr(),
+            weight_scales=packed.scales.data_ptr(),
+            bias=packed.bias.data_ptr(),
             chunk_bytes=packed.chunk_bytes,
             chunks=packed.chunks,
             size=packed.size,
-            inputs=_at(inputs.values),
-            row_bytes=_stride(inputs.values),
-            scales=_at(inputs.scales),
-            offsets=_at(inputs.offsets),
-            out=_at(out),
-            stride=_stride(out),
+            inputs=inputs.values.data_ptr(),
+            row_bytes=stride(inputs.values),
+            scales=inputs.scales.data_ptr(),
+            offsets=inputs.offsets.data_ptr(),
+            out=out.data_ptr(),
+            stride=stride(out),
             accumulate=int(add),
-            rows_slot=int(rows_slot),
+            rows_slot=rows_slot,
         )
-        next_slot = Tasks.PRODUCTS + len(self._products)
-        tasks = self._products.setdefault((packed.chunks, int(rows_slot)), int(next_slot))
-        return self._machine.address(f"product_{self._form}"), arguments, tasks
+        following = Tasks.PRODUCTS + len(self._products)
+        tasks = self._products.setdefault((packed.chunks, rows_slot), following)
+        return self._operation(f"product_{self._form}", arguments, tasks)
 
-    def _keep(self, thing: object) -> object:
-        self._kept.append(thing)
-        return thing
+    def _adapt(
+        self, layer: int, inputs: Inputs, out: torch.Tensor, modules: tuple[tuple[int, int, int], ...]
+    ) -> Operation:
+        """`modules` are number within the layer, columns and first column."""
+        per_layer = len(self._adapters.table[0]) // self.config.layers
+        numbers = {}
+        for place in range(MODULES):
+            module, columns, offset = modules[place] if place < len(modules) else (0, 0, 0)
+            numbers |= {
+                f"module_{place}": layer * per_layer + module,
+                f"columns_{place}": columns,
+                f"offset_{place}": offset,
+            }
+        arguments = Adapt.pack(
+            inputs=inputs.exact.data_ptr(),
+            row_bytes=stride(inputs.exact),
+            size=inputs.exact.shape[1],
+            out=out.data_ptr(),
+            stride=stride(out),
+            table=self._adapters.table.ctypes.data,
+            table_modules=len(self._adapters.table[0]),
+            modules=len(modules),
+            **numbers,
+        )
+        return self._operation("adapt", arguments, Tasks.ADAPTED_ONE + len(modules) - 1)
+
+    def _operation(self, kernel: str, arguments: list[int], tasks: int) -> Operation:
+        return self._machine.address(kernel), arguments, int(tasks)
 
 
 def obstacle(config: DecoderConfig, block_tokens: int) -> str | None:
@@ -261,15 +294,3 @@ def obstacle(config: DecoderConfig, block_tokens: int) -> str | None:
     if block_tokens % TILE:
         return f"generation.block_tokens {block_tokens} is no multiple of {TILE}"
     return None
-
-
-def _at(tensor: torch.Tensor) -> int:
-    return tensor.data_ptr()
-
-
-def _stride(tensor: torch.Tensor) -> int:
-    return tensor.stride(0) * tensor.itemsize
-
-
-def _whole(columns: int) -> int:
-    return -(-columns // _COLUMNS) * _COLUMNS

@@ -227,7 +227,7 @@ class Body:
         return ir.Constant(I32X, list(range(LANES)))
 
     def fma(self, left: Value, right: Value, addend: Value) -> Value:
-        """left * right + addend, rounded once."""
+        """Left * right + addend, rounded once."""
         return self.call(f"llvm.fma.{_name(addend.type)}", addend.type, left, right, addend)
 
     def fmul(self, left: Value, right: Value) -> Value:
@@ -298,7 +298,7 @@ class Body:
         """2 to the power of floats, to two units in the last place; 0 below -126.
 
         The power splits into a whole part, which becomes an exponent, and a rest, for which a polynomial is taken.
-            """
+        """
         builder = self.builder
         value = self.larger(value, self.number(-150.0))
         whole = self.nearest(value)
@@ -314,6 +314,11 @@ class Body:
     def to_bfloat(self, value: Value) -> Value:
         """float32 rounded to bfloat16."""
         return self.builder.fptrunc(value, BF16X)
+
+    def pairs(self, total: Value, line: Value, given: Value) -> Value:
+        """`total` plus, in each lane, the product of two bfloat16 of `line` with those in the int32 `given`."""
+        both = self.builder.bitcast(self.splat(given), HALVES)
+        return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, line, both)
 
     # Functions.
 

@@ -21,7 +21,6 @@ from argosy_services.engine.torch_engine.native.emit import (
     I32X,
     LANES,
     PTR,
-    VOID,
     Body,
     Cell,
     Value,
@@ -70,8 +69,10 @@ class Int8:
         groups = body.div(operands.size, GROUP)
         steps = GROUP // 4
         with body.loop(0, groups) as group:
-            parts = [[body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))] * self.vectors
-                     for row in range(rows)]
+            parts = [
+                [body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))] * self.vectors
+                for row in range(rows)
+            ]
             stream = body.at(operands.weights, body.mul(group, steps * self.vectors * 64))
             inputs = body.at(operands.inputs, body.mul(group, GROUP))
             for step in range(steps):
@@ -112,8 +113,7 @@ class BFloat16:
 
     @staticmethod
     def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
-        pair = body.builder.bitcast(body.splat(given), HALVES)
-        return body.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, weight, pair)
+        return body.pairs(total, weight, given)
 
 
 class Float32:

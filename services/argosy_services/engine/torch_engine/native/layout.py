@@ -26,9 +26,10 @@ class Step(IntEnum):
     TABLES = 5
     TILES = 6
     LOGIT_INDICES = 7
-    NOTHING = 8
+    ADAPTED = 8
+    NOTHING = 9
     """Always 0: where there are no indices, rows are taken as they are."""
-    TASKS = 9
+    TASKS = 10
     """The numbers of tasks of each kind of operation begin here; see `Tasks`."""
 
 
@@ -38,8 +39,23 @@ class Tasks(IntEnum):
     ROWS = Step.TASKS
     ATTENTION = Step.TASKS + 1
     LOGIT_ROWS = Step.TASKS + 2
-    PRODUCTS = Step.TASKS + 3
+    ADAPTED_ONE = Step.TASKS + 3
+    ADAPTED_TWO = Step.TASKS + 4
+    ADAPTED_THREE = Step.TASKS + 5
+    PRODUCTS = Step.TASKS + 6
     """One for each shape of product begins here."""
+
+
+MODULES = 3
+"""Most modules that share an input: query, key and value."""
+
+
+class AdapterField(IntEnum):
+    """What the table of adapters has for each slot and module."""
+
+    DOWN = 0
+    UP = 1
+    RANK = 2
 
 
 class Arguments:
@@ -77,3 +93,7 @@ Rotate = Arguments("inputs", "stride", "queries", "cache", "cosines", "sines", "
 Attend = Arguments("queries", "cache", "out", "stride", "window")
 Embed = Arguments("table", "out", "stride", "size")
 Largest = Arguments("logits", "stride", "size", "out")
+Adapt = Arguments(
+    *("inputs", "row_bytes", "size", "out", "stride", "table", "table_modules", "modules"),
+    *(f"{name}_{index}" for index in range(MODULES) for name in ("module", "columns", "offset")),
+)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from argosy_services.engine.torch_engine.models.weights import Linear
+from argosy_services.engine.torch_engine.models.weights import LayerWeights, Linear
 from argosy_services.engine.torch_engine.native.emit import LANES
 from argosy_services.engine.torch_engine.native.gemm import FORMATS
 
@@ -28,6 +28,34 @@ class Packed:
     def chunk_bytes(self) -> int:
         """Bytes of one chunk."""
         return self.weights.numel() // self.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayer:
+    """One block; norms are float32. See `models.weights.LayerWeights`."""
+
+    input_norm: torch.Tensor
+    qkv: Packed
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    output: Packed
+    mlp_norm: torch.Tensor
+    gate_up: Packed
+    down: Packed
+
+
+def pack_layer(layer: LayerWeights, form: str) -> PackedLayer:
+    """Packs a block."""
+    return PackedLayer(
+        input_norm=layer.input_norm.float(),
+        qkv=pack(layer.qkv, form),
+        query_norm=None if layer.query_norm is None else layer.query_norm.float(),
+        key_norm=None if layer.key_norm is None else layer.key_norm.float(),
+        output=pack(layer.output, form),
+        mlp_norm=layer.mlp_norm.float(),
+        gate_up=pack(layer.gate_up, form),
+        down=pack(layer.down, form),
+    )
 
 
 def pack(linear: Linear, form: str) -> Packed:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
+from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.attention import HEIGHT
-from argosy_services.engine.torch_engine.native.decoder import LOGIT_ROWS, NativeDecoder
+from argosy_services.engine.torch_engine.native.buffers import LOGIT_ROWS
+from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
 from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Step
 from argosy_services.engine.torch_engine.step import RowSpan, Work, wanted_rows
 
@@ -18,19 +19,19 @@ from argosy_services.engine.torch_engine.step import RowSpan, Work, wanted_rows
 class NativeRunner:
     """Runs a native decoder over scheduled work. Lives on the engine's thread."""
 
-    def __init__(self, decoder: NativeDecoder, block_tokens: int, adapters: AdapterSlots) -> None:
+    def __init__(self, decoder: NativeDecoder, block_tokens: int, adapters: NativeAdapters) -> None:
         self._decoder = decoder
         self._adapters = adapters
         self._tiles = block_tokens // TILE
-        self._plan: list[NDArray[np.int64]] = []
 
     def run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
         """Computes the work, writes its keys and values, and gives the logits float32 `[rows, vocab]` that
         `wanted_rows` names. They are overwritten by the next call."""
-        self._plan = [_positions(work), *self._places(work)]
-        tokens = np.fromiter((token for item in work for token in item.token_ids()), np.int64)
-        self._plan.append(tokens)
-        positions, slots, tables, tiles, _ = self._plan
+        # Rows of one adapter side by side.
+        ordered = sorted(work, key=lambda item: item.sequence.request.adapter or "")
+        tokens = np.fromiter((token for item in ordered for token in item.token_ids()), np.int64)
+        positions = _positions(ordered)
+        slots, tables, tiles = self._places(ordered)
         for name, array in (
             (Step.TOKENS, tokens),
             (Step.POSITIONS, positions),
@@ -39,8 +40,8 @@ class NativeRunner:
             (Step.TILES, tiles),
         ):
             self._decoder.step[name] = array.ctypes.data
-        self._decoder.run_hidden(len(tokens), len(tiles))
-        rows, spans = wanted_rows(work)
+        self._decoder.run_hidden(len(tokens), len(tiles), self._adapters.plan(ordered))
+        rows, spans = wanted_rows(ordered)
         return self._logits(np.array(rows, np.int64)), spans
 
     def close(self) -> None:

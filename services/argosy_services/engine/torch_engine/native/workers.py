@@ -117,7 +117,9 @@ class Workers:
         self._lead = entry(machine.address("lead"))
         self._follow = entry(machine.address("follow"))
         self._threads = [
-            threading.Thread(target=self._follow, args=(self._shared.ctypes.data,), name=f"engine-worker-{index}", daemon=True)
+            threading.Thread(
+                target=self._follow, args=(self._shared.ctypes.data,), name=f"engine-worker-{index}", daemon=True
+            )
             for index in range(1, threads)
         ]
         for thread in self._threads:

@@ -1,0 +1,66 @@
+"""What the operations of a decoder write and read: made once, for the most rows that a step may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from argosy_services.engine.torch_engine.config import DecoderConfig
+from argosy_services.engine.torch_engine.native.layout import GROUP
+
+LOGIT_ROWS = 128
+"""Rows of logits that are computed at once."""
+_TYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# Products write whole chunks of columns.
+_COLUMNS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a product takes in: `values` `[rows, size]` in a format's type, for int8 with `scales` float32 and `offsets`
+    int32 `[rows, groups]`, and the same in a type that adapters compute with, `exact` `[rows, size]`."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    offsets: torch.Tensor
+    exact: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: int, size: int, *, form: str, exact: str) -> Inputs:
+        """Zeros."""
+        values = torch.zeros(rows, size, dtype=_TYPES[form])
+        return cls(
+            values=values,
+            scales=torch.zeros(rows, size // GROUP),
+            offsets=torch.zeros(rows, size // GROUP, dtype=torch.int32),
+            exact=values if form == exact else torch.zeros(rows, size, dtype=_TYPES[exact]),
+        )
+
+
+class Buffers:
+    """float32 `[rows, columns]` unless said otherwise; `largest` is int64 `[LOGIT_ROWS]`."""
+
+    def __init__(self, config: DecoderConfig, rows: int, *, form: str, exact: str) -> None:
+        query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.states = torch.zeros(rows, _whole(config.hidden_size))
+        self.qkv = torch.zeros(rows, _whole(query + 2 * key_value))
+        self.queries = torch.zeros(rows, query, dtype=_TYPES[exact])
+        self.attended = torch.zeros(rows, query)
+        self.gate_up = torch.zeros(rows, _whole(2 * config.intermediate_size))
+        self.logits = torch.zeros(LOGIT_ROWS, _whole(config.vocab_size))
+        self.largest = np.zeros(LOGIT_ROWS, np.int64)
+        self.normed = Inputs.of(rows, config.hidden_size, form=form, exact=exact)
+        self.mixed = Inputs.of(rows, query, form=form, exact=exact)
+        self.inner = Inputs.of(rows, config.intermediate_size, form=form, exact=exact)
+        self.final = Inputs.of(LOGIT_ROWS, config.hidden_size, form=form, exact=exact)
+
+
+def stride(tensor: torch.Tensor) -> int:
+    """Bytes from a row to the next one."""
+    return tensor.stride(0) * tensor.itemsize
+
+
+def _whole(columns: int) -> int:
+    return -(-columns // _COLUMNS) * _COLUMNS
