@@ -7,6 +7,7 @@ However many rows a tile has, each of its sums is made in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,8 +30,11 @@ from argosy_services.engine.torch_engine.native.layout import GROUP, Product
 
 # Rows that share one pass over a chunk of weights.
 ROWS = 128
+# Steps along the inputs that stand one after another in a loop.
+_UNROLL = 4
 # How far ahead of their use weights are asked for, in bytes.
 _AHEAD = 2_048
+_FEW = 2
 
 
 class Format(Protocol):
@@ -66,34 +70,40 @@ class Int8:
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
         """See `Format`. Weights are stored as unsigned bytes, 128 too large; `offsets` take that away again."""
         sums = _cells(body, F32X, rows, self.vectors)
+        parts = _cells(body, I32X, rows, self.vectors)
         groups = body.div(operands.size, GROUP)
         steps = GROUP // 4
         with body.loop(0, groups) as group:
-            parts = [
-                [body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))] * self.vectors
-                for row in range(rows)
-            ]
+            for row in range(rows):
+                offset = body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))
+                for cell in parts[row]:
+                    cell.set(offset)
             stream = body.at(operands.weights, body.mul(group, steps * self.vectors * 64))
             inputs = body.at(operands.inputs, body.mul(group, GROUP))
-            for step in range(steps):
-                weights = []
-                for vector in range(self.vectors):
-                    offset = (step * self.vectors + vector) * 64
-                    if rows <= 2:
-                        body.prefetch(stream, offset + _AHEAD)
-                    weights.append(body.load(BYTES, stream, offset, align=64))
-                for row in range(rows):
-                    four = body.load(I32, inputs, body.add(body.mul(operands.size, row), step * 4))
-                    given = body.builder.bitcast(body.splat(four), BYTES)
-                    parts[row] = [
-                        body.call("llvm.x86.avx512.vpdpbusd.512", I32X, part, weight, given)
-                        for part, weight in zip(parts[row], weights, strict=True)
-                    ]
+            with body.loop(0, steps, _UNROLL) as start:
+                self._multiply_some(body, parts, operands.size, stream, inputs, start)
             for row in range(rows):
                 scale = body.splat(body.load(F32, operands.scales, self._group(body, groups, row, group)))
                 for cell, part in zip(sums[row], parts[row], strict=True):
-                    cell.set(body.fma(body.to_float(part), scale, cell.get()))
+                    cell.set(body.fma(body.to_float(part.get()), scale, cell.get()))
         return _values(sums)
+
+    def _multiply_some(
+        self, body: Body, parts: list[list[Cell]], size: Value, stream: Value, inputs: Value, start: Value
+    ) -> None:
+        """Four inputs of every row at a time."""
+        totals = _values(parts)
+        for more in range(_UNROLL):
+            step = body.add(start, more)
+            weights = _chunk(body, BYTES, stream, step, rows=len(parts), vectors=self.vectors)
+            for row, total in enumerate(totals):
+                four = body.load(I32, inputs, body.add(body.mul(size, row), body.mul(step, 4)))
+                given = body.builder.bitcast(body.splat(four), BYTES)
+                totals[row] = [
+                    body.call("llvm.x86.avx512.vpdpbusd.512", I32X, part, weight, given)
+                    for part, weight in zip(total, weights, strict=True)
+                ]
+        _set(parts, totals)
 
     @staticmethod
     def _group(body: Body, groups: Value, row: int, group: Value) -> Value:
@@ -109,7 +119,7 @@ class BFloat16:
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
         """See `Format`."""
-        return _stream(body, rows, self.vectors, operands, kind=HALVES, width=4, join=self._join)
+        return _stream(body, rows, self.vectors, operands, kind=HALVES, join=self._join)
 
     @staticmethod
     def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
@@ -125,7 +135,7 @@ class Float32:
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
         """See `Format`."""
-        return _stream(body, rows, self.vectors, operands, kind=F32X, width=4, join=self._join)
+        return _stream(body, rows, self.vectors, operands, kind=F32X, join=self._join)
 
     @staticmethod
     def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
@@ -185,34 +195,32 @@ def emit_product(module: ir.Module, form: Format) -> None:
 
 
 def _stream(
-    body: Body, rows: int, vectors: int, operands: Operands, *, kind: ir.Type, width: int, join: object
+    body: Body, rows: int, vectors: int, operands: Operands, *, kind: ir.Type, join: Callable[..., Value]
 ) -> list[list[Value]]:
-    """Sums along inputs of which one broadcast takes `width` bytes."""
+    """Sums along inputs, four bytes of a row at a time."""
     sums = _cells(body, F32X, rows, vectors)
-    unroll = 4
     per_step = 2 if kind is HALVES else 1
-    row_bytes = body.mul(operands.size, width // per_step)
-    with body.loop(0, body.div(operands.size, unroll * per_step)) as index:
+    row_bytes = body.mul(operands.size, 4 // per_step)
+    with body.loop(0, body.div(operands.size, per_step), _UNROLL) as start:
         totals = _values(sums)
-        stream = body.at(operands.weights, body.mul(index, unroll * vectors * 64))
-        inputs = body.at(operands.inputs, body.mul(index, unroll * width))
-        for step in range(unroll):
-            weights = []
-            for vector in range(vectors):
-                offset = (step * vectors + vector) * 64
-                if rows <= 2:
-                    body.prefetch(stream, offset + _AHEAD)
-                weights.append(body.load(kind, stream, offset, align=64))
-            for row in range(rows):
-                given = body.load(I32, inputs, body.add(body.mul(row_bytes, row), step * width))
-                totals[row] = [
-                    join(body, total, weight, given)  # type: ignore[operator]
-                    for total, weight in zip(totals[row], weights, strict=True)
-                ]
-        for row in range(rows):
-            for cell, total in zip(sums[row], totals[row], strict=True):
-                cell.set(total)
+        for more in range(_UNROLL):
+            step = body.add(start, more)
+            weights = _chunk(body, kind, operands.weights, step, rows=rows, vectors=vectors)
+            for row, total in enumerate(totals):
+                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), body.mul(step, 4)))
+                totals[row] = [join(body, part, weight, given) for part, weight in zip(total, weights, strict=True)]
+        _set(sums, totals)
     return _values(sums)
+
+
+def _chunk(body: Body, kind: ir.Type, stream: Value, step: Value, *, rows: int, vectors: int) -> list[Value]:
+    """The weights of one step along the inputs."""
+    line = body.at(stream, body.mul(step, vectors * 64))
+    if rows <= _FEW:
+        # With so few rows the time goes into reading weights.
+        for vector in range(vectors):
+            body.prefetch(line, vector * 64 + _AHEAD)
+    return [body.load(kind, line, vector * 64, align=64) for vector in range(vectors)]
 
 
 def _cells(body: Body, kind: ir.Type, rows: int, vectors: int) -> list[list[Cell]]:
@@ -222,3 +230,9 @@ def _cells(body: Body, kind: ir.Type, rows: int, vectors: int) -> list[list[Cell
 
 def _values(cells: list[list[Cell]]) -> list[list[Value]]:
     return [[cell.get() for cell in row] for row in cells]
+
+
+def _set(cells: list[list[Cell]], values: list[list[Value]]) -> None:
+    for row, row_values in zip(cells, values, strict=True):
+        for cell, value in zip(row, row_values, strict=True):
+            cell.set(value)
