@@ -37,6 +37,7 @@ class TorchEngine:
         model: LocalModel,
         settings: GenerationSettings,
         loaded: Loaded,
+        *,
         shapes: Mapping[str, tuple[int, int]],
         info: EngineInfo,
         grammars: GrammarCompiler,
@@ -70,7 +71,7 @@ class TorchEngine:
             max_adapter_rank=settings.max_adapter_rank,
         )
         grammars = GrammarCompiler(tokenizer_json, config.vocab_size, config.eos_token_ids)
-        return cls(model, settings, loaded, adaptable(config), info, grammars)
+        return cls(model, settings, loaded, shapes=adaptable(config), info=info, grammars=grammars)
 
     def start(self, on_step: StepCallback) -> None:
         """Starts the engine's thread; once."""

@@ -84,7 +84,7 @@ class NativeAdapters:
             self._free.append(found[0])
 
     def plan(self, work: Sequence[Work]) -> NDArray[np.int64]:
-        """The kernel's tasks, int64 `[tasks, 3]`: first row, number of rows and slot, for work that is sorted by adapter."""
+        """The kernel's tasks, int64 `[tasks, 3]`: first row, rows and slot. The work is sorted by adapter."""
         tasks: list[tuple[int, int, int]] = []
         row = 0
         for key, count in _runs(work):

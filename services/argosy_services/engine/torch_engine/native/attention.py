@@ -1,12 +1,12 @@
 """Attention over the paged cache, and what goes before it: rotary positions and writing keys and values.
 
-The cache of a layer is a row of tiles of 16 tokens. A tile holds, for each key-value head, the keys so that one vector
-has one dimension (or a pair of them) of all 16 tokens, then values so that one vector has 16 dimensions of a token (or of
-a pair): scores and sums are then plain vector products, without gathering and without sums across lanes.
+The cache is a row of tiles of 16 tokens. A tile holds, for each layer and key-value head, the keys so that one vector
+has one dimension (or a pair of them) of all 16 tokens, then the values so that one vector has 16 dimensions of a token
+(or of a pair): scores and sums are then plain vector products, without gathering and without sums across lanes.
 
 A task is some query vectors of one sequence that share a key-value head, at most `HEIGHT`, and all their keys. Softmax
-goes along the keys in steps of 64 tokens at fixed positions with a running maximum (Milakov and Gimelshein, 2018; Dao et
-al., 2022), so that a token's result does not depend on how its prompt was cut into steps.
+goes along the keys in steps of 64 tokens at fixed positions with a running maximum (Milakov and Gimelshein, 2018; Dao
+et al., 2022), so that a token's result does not depend on how its prompt was cut into steps.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ from argosy_services.engine.torch_engine.native.emit import (
     LANES,
     PTR,
     Body,
+    Cell,
     Value,
 )
 from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Attend, Rotate, Step
+from argosy_services.engine.torch_engine.native.rows import each_row
 
 HEIGHT = 6
 _TILES = SUPER // TILE
+# Vectors of keys or values that stand one after another in a loop.
+_UNROLL = 4
 # Smaller than any score, and still a number: infinities would make NaN where a whole step is hidden.
 _HIDDEN = -1e30
 _LOG2_E = 1.4426950408889634
@@ -101,7 +105,7 @@ def emit_rotate(module: ir.Module, shape: Heads, *, normed: bool) -> None:
     Positions turn the halves of a head against each other (Su et al., 2021); with `normed` each head goes through
     RMSNorm first.
     """
-    body = Body(module, "rotate", [PTR, I64, PTR])
+    body = each_row(module, "rotate")
     arguments, row, step = body.arguments
     get = Rotate.reader(body, arguments)
     position = body.load(I64, body.load(PTR, step, 8 * Step.POSITIONS), body.mul(row, 8))
@@ -131,8 +135,8 @@ def emit_rotate(module: ir.Module, shape: Heads, *, normed: bool) -> None:
             first = body.fsub(body.fmul(low, cosine), body.fmul(high, sine))
             second = body.fadd(body.fmul(high, cosine), body.fmul(low, sine))
             for value, part in ((first, 0), (second, half)):
-                value = body.fmul(value, body.number(factor)) if factor != 1.0 else value
-                narrow = body.to_bfloat(value) if shape.width == 2 else value
+                scaled = body.fmul(value, body.number(factor)) if factor != 1.0 else value
+                narrow = body.to_bfloat(scaled) if shape.width == 2 else scaled
                 body.store(narrow, turned, shape.width * (start + part))
 
     query_norm = get.pointer("query_norm") if normed else None
@@ -201,6 +205,8 @@ def emit_attend(module: ir.Module, shape: Heads) -> None:
         first=first,
         weights=body.scratch(HEIGHT * SUPER * 4),
         sums=body.scratch(HEIGHT * shape.dim * 4),
+        now=body.scratch(8 * _TILES),
+        soon=body.scratch(8 * _TILES),
     )
     for rows in range(1, HEIGHT + 1):
         with body.when(body.equal(count, rows)):
@@ -226,6 +232,8 @@ class _Attention:
     first: Value
     weights: Value
     sums: Value
+    now: Value
+    soon: Value
 
     def run(self, rows: int) -> None:
         """Attends with `rows` query vectors."""
@@ -250,11 +258,14 @@ class _Attention:
                 body.store(body.number(0.0), self.sums, 4 * (index * dim + start))
         with body.loop(body.div(lowest, SUPER), body.add(body.div(limits[-1], SUPER), 1)) as step:
             tiles, following = self._tiles(step), self._tiles(body.add(step, 1))
+            for index, (tile, next_tile) in enumerate(zip(tiles, following, strict=True)):
+                body.store(tile, self.now, 8 * index)
+                body.store(next_tile, self.soon, 8 * index)
             scores = self._scores(rows, sources, tiles, following)
             for index in range(rows):
-                shrink = self._soften(index, scores[index], limits[index], step, tops[index], totals[index])
-                self._shrink(index, shrink)
-            self._add_values(rows, tiles, following)
+                hidden = self._hide(scores[index], limits[index], step)
+                self._shrink(index, self._soften(index, hidden, tops[index], totals[index]))
+            self._add_values(rows)
         for index in range(rows):
             factor = body.splat(body.fdiv(ir.Constant(F32, 1.0), body.sum(totals[index].get())))
             for start in range(0, dim, LANES):
@@ -272,48 +283,52 @@ class _Attention:
     def _scores(self, rows: int, sources: list[Value], keys: list[Value], following: list[Value]) -> list[list[Value]]:
         body, shape = self.body, self.shape
         cells = [[body.cell(F32X, body.number(0.0)) for _ in keys] for _ in range(rows)]
-        unroll = 4
-        with body.loop(0, shape.dim // shape.pair, unroll) as start:
+        with body.loop(0, shape.dim // shape.pair, _UNROLL) as start:
             totals = [[cell.get() for cell in row] for row in cells]
-            for more in range(unroll):
+            for more in range(_UNROLL):
                 index = body.add(start, more)
                 lines = [self._line(key, body.mul(index, 64)) for key in keys]
-                for key in following:
+                # Whole tasks are those of prompts, which find in the cache what their neighbours have just read.
+                for key in following if rows < HEIGHT else ():
                     body.prefetch(key, body.mul(index, 64))
                 for row in range(rows):
                     given = body.load(I32, sources[row], body.mul(index, 4))
-                    totals[row] = [self._join(t, line, given) for t, line in zip(totals[row], lines, strict=True)]
+                    totals[row] = self._join_all(totals[row], lines, given)
             for row in range(rows):
                 for cell, total in zip(cells[row], totals[row], strict=True):
                     cell.set(total)
         return [[cell.get() for cell in row] for row in cells]
 
-    def _soften(self, index: int, scores: list[Value], limit: Value, step: Value, top: object, total: object) -> Value:
-        """Turns scores into weights, relative to the largest score so far; returns what earlier ones shrink by."""
+    def _hide(self, scores: list[Value], limit: Value, step: Value) -> list[Value]:
+        """Scores without those of tokens that come later, or lie before the window."""
         body, builder = self.body, self.body.builder
-        hidden = body.number(_HIDDEN)
         last = body.splat(builder.trunc(limit, I32))
         beyond = body.splat(builder.trunc(body.sub(limit, self.window), I32))
-        start = builder.trunc(body.mul(step, SUPER), I32)
+        start = body.splat(builder.trunc(body.mul(step, SUPER), I32))
         seen = []
         for tile, score in enumerate(scores):
-            places = builder.add(builder.add(body.splat(start), body.lanes()), body.whole(tile * TILE))
+            places = builder.add(builder.add(start, body.lanes()), body.whole(tile * TILE))
             visible = builder.and_(builder.icmp_signed("<=", places, last), builder.icmp_signed(">", places, beyond))
-            seen.append(builder.select(visible, score, hidden))
+            seen.append(builder.select(visible, score, body.number(_HIDDEN)))
+        return seen
+
+    def _soften(self, index: int, seen: list[Value], top: Cell, total: Cell) -> Value:
+        """Turns scores into weights, relative to the largest score so far; returns what earlier ones shrink by."""
+        body = self.body
         largest = seen[0]
         for score in seen[1:]:
             largest = body.larger(score, largest)
-        before = top.get()  # type: ignore[attr-defined]
+        before = top.get()
         now = body.larger(body.splat(body.top(largest)), before)
         shrink = body.exp2(body.fsub(before, now))
-        running = body.fmul(total.get(), shrink)  # type: ignore[attr-defined]
+        running = body.fmul(total.get(), shrink)
         for tile, score in enumerate(seen):
             weight = body.exp2(body.fsub(score, now))
             running = body.fadd(running, weight)
             narrow = body.to_bfloat(weight) if self.shape.width == 2 else weight
             body.store(narrow, self.weights, (index * SUPER + tile * TILE) * self.shape.width)
-        top.set(now)  # type: ignore[attr-defined]
-        total.set(running)  # type: ignore[attr-defined]
+        top.set(now)
+        total.set(running)
         return shrink
 
     def _shrink(self, index: int, factor: Value) -> None:
@@ -322,7 +337,7 @@ class _Attention:
             place = 4 * (index * dim + start)
             body.store(body.fmul(body.load(F32X, self.sums, place), factor), self.sums, place)
 
-    def _add_values(self, rows: int, tiles: list[Value], following: list[Value]) -> None:
+    def _add_values(self, rows: int) -> None:
         """Adds the weighted values, 64 dimensions at a time."""
         body, shape = self.body, self.shape
         wide = min(shape.dim, 64)
@@ -332,26 +347,21 @@ class _Attention:
             cells = [
                 [body.cell(F32X, body.load(F32X, self.sums, place)) for place in row_places] for row_places in places
             ]
-            for number, (tile, next_tile) in enumerate(zip(tiles, following, strict=True)):
-                values = body.at(tile, shape.tile_bytes)
-                next_values = body.at(next_tile, shape.tile_bytes)
-                unroll = 4
-                with body.loop(0, steps, unroll) as start:
+            with body.loop(0, _TILES) as number:
+                tile, next_tile = (body.load(PTR, listed, body.mul(number, 8)) for listed in (self.now, self.soon))
+                values, next_values = (body.at(start, shape.tile_bytes) for start in (tile, next_tile))
+                weights = body.at(self.weights, body.mul(number, TILE * shape.width))
+                with body.loop(0, steps, _UNROLL) as start:
                     totals = [[cell.get() for cell in row] for row in cells]
-                    for more in range(unroll):
+                    for more in range(_UNROLL):
                         index = body.add(start, more)
-                        at = body.mul(index, shape.dim * 4)
-                        lines = []
-                        for lane in range(0, wide, LANES):
-                            place = body.add(at, 4 * (part + lane))
-                            lines.append(self._line(values, place))
-                            body.prefetch(next_values, place)
+                        at = body.add(body.mul(index, shape.dim * 4), 4 * part)
+                        lines = [self._line(values, body.add(at, 4 * lane)) for lane in range(0, wide, LANES)]
+                        for lane in range(0, wide, LANES) if rows < HEIGHT else ():
+                            body.prefetch(next_values, body.add(at, 4 * lane))
                         for row in range(rows):
-                            place = (row * SUPER + number * TILE) * shape.width
-                            given = body.load(I32, self.weights, body.add(body.mul(index, 4), place))
-                            totals[row] = [
-                                self._join(t, line, given) for t, line in zip(totals[row], lines, strict=True)
-                            ]
+                            place = body.add(body.mul(index, 4), row * SUPER * shape.width)
+                            totals[row] = self._join_all(totals[row], lines, body.load(I32, weights, place))
                     for row in range(rows):
                         for cell, total in zip(cells[row], totals[row], strict=True):
                             cell.set(total)
@@ -362,8 +372,9 @@ class _Attention:
     def _line(self, pointer: Value, offset: Value) -> Value:
         return self.body.load(HALVES if self.shape.width == 2 else F32X, pointer, offset, align=64)
 
-    def _join(self, total: Value, line: Value, given: Value) -> Value:
+    def _join_all(self, totals: list[Value], lines: list[Value], given: Value) -> list[Value]:
         body = self.body
         if self.shape.width == 2:
-            return body.pairs(total, line, given)
-        return body.fma(line, body.splat(body.builder.bitcast(given, F32)), total)
+            return [body.pairs(total, line, given) for total, line in zip(totals, lines, strict=True)]
+        factor = body.splat(body.builder.bitcast(given, F32))
+        return [body.fma(line, factor, total) for total, line in zip(totals, lines, strict=True)]

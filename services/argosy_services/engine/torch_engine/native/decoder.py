@@ -13,7 +13,7 @@ from argosy_services.engine.torch_engine.models.weights import DecoderWeights, L
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.attention import Heads, emit_attend, emit_rotate
 from argosy_services.engine.torch_engine.native.buffers import Buffers, Inputs, stride
-from argosy_services.engine.torch_engine.native.compile import Machine
+from argosy_services.engine.torch_engine.native.compile import Machine, compiled, is_supported
 from argosy_services.engine.torch_engine.native.gemm import FORMATS, ROWS, emit_product
 from argosy_services.engine.torch_engine.native.layout import (
     GROUP,
@@ -38,6 +38,8 @@ from argosy_services.engine.torch_engine.native.workers import OperationList, Wo
 Operation = tuple[int, list[int], int]
 # More positions than any sequence has.
 _NO_WINDOW = 1 << 30
+# From how many rows on how many of them make a task.
+_GRAINS = ((64, 8), (16, 2), (0, 1))
 
 
 class NativeDecoder:
@@ -71,8 +73,8 @@ class NativeDecoder:
         self._angles = [
             table[:, :half].contiguous() for table in rope_tables(config, max_positions, torch.device("cpu"))
         ]
-        self._products: dict[tuple[int, int], int] = {}
-        self._machine = Machine(self._emit())
+        self._products: dict[int, int] = {}
+        self._machine = Machine(compiled(self._emit, f"{form} {self._heads} {config.qk_norm}"))
         self._workers = Workers(self._machine, threads)
         self._plain = OperationList(self._hidden_operations(adapted=False))
         self._adapted = OperationList(self._hidden_operations(adapted=True))
@@ -81,7 +83,7 @@ class NativeDecoder:
 
     def run_hidden(self, rows: int, attention_tasks: int, adapter_tasks: NDArray[np.int64]) -> None:
         """Computes hidden states of a step that has been written into `step`; see `NativeAdapters.plan`."""
-        self._prepare(rows, Step.ROWS, Tasks.ROWS)
+        self._prepare(rows)
         self.step[Tasks.ATTENTION] = attention_tasks * self.config.kv_heads
         tasks = len(adapter_tasks)
         self.step[Step.ADAPTED] = adapter_tasks.ctypes.data
@@ -91,8 +93,8 @@ class NativeDecoder:
     def run_logits(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
         """Logits float32 `[rows, vocab]` of rows of the last step, at most `LOGIT_ROWS`, and where the largest of each
         is. Both are overwritten by the next call."""
-        self.step[Step.LOGIT_INDICES] = rows.ctypes.data
-        self._prepare(len(rows), Step.LOGIT_ROWS, Tasks.LOGIT_ROWS)
+        self.step[Step.CHOSEN] = rows.ctypes.data
+        self._prepare(len(rows))
         self._workers.run(self._head, self.step)
         return self._buffers.logits[: len(rows), : self.config.vocab_size], self._buffers.largest[: len(rows)]
 
@@ -100,12 +102,13 @@ class NativeDecoder:
         """Ends the threads."""
         self._workers.close()
 
-    def _prepare(self, rows: int, rows_slot: int, tasks_slot: int) -> None:
-        self.step[rows_slot] = self.step[tasks_slot] = rows
+    def _prepare(self, rows: int) -> None:
+        grain = next(grain for least, grain in _GRAINS if rows >= least)
+        self.step[Step.ROWS], self.step[Step.GRAIN] = rows, grain
+        self.step[Tasks.ROWS] = -(-rows // grain)
         parts = -(-rows // ROWS)
-        for (chunks, slot), tasks in self._products.items():
-            if slot == rows_slot:
-                self.step[tasks] = chunks * parts
+        for chunks, tasks in self._products.items():
+            self.step[tasks] = chunks * parts
 
     def _emit(self) -> ir.Module:
         module = ir.Module("decoder")
@@ -191,8 +194,8 @@ class NativeDecoder:
         )
         return [
             *self._rows("norm", buffers.states, buffers.final, norm=self._final_norm, chosen=True),
-            self._product(self._head_weights, buffers.final, buffers.logits, rows_slot=Step.LOGIT_ROWS),
-            self._operation("largest", largest, Tasks.LOGIT_ROWS),
+            self._product(self._head_weights, buffers.final, buffers.logits),
+            self._operation("largest", largest, Tasks.ROWS),
         ]
 
     def _rows(
@@ -215,20 +218,18 @@ class NativeDecoder:
                     stride=stride(source),
                     norm=0 if norm is None else norm.data_ptr(),
                     size=values.shape[1],
-                    indices_slot=Step.LOGIT_INDICES if chosen else Step.NOTHING,
+                    indices_slot=Step.CHOSEN if chosen else Step.NOTHING,
                     quantized=values.data_ptr(),
                     scales=out.scales.data_ptr(),
                     offsets=out.offsets.data_ptr(),
                     row_bytes=stride(values),
                 ),
-                Tasks.LOGIT_ROWS if chosen else Tasks.ROWS,
+                Tasks.ROWS,
             )
             for form, values in forms.items()
         ]
 
-    def _product(
-        self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False, rows_slot: Step = Step.ROWS
-    ) -> Operation:
+    def _product(self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False) -> Operation:
         arguments = Product.pack(
             weights=packed.weights.data_ptr(),
             weight_scales=packed.scales.data_ptr(),
@@ -243,10 +244,9 @@ class NativeDecoder:
             out=out.data_ptr(),
             stride=stride(out),
             accumulate=int(add),
-            rows_slot=rows_slot,
         )
         following = Tasks.PRODUCTS + len(self._products)
-        tasks = self._products.setdefault((packed.chunks, rows_slot), following)
+        tasks = self._products.setdefault(packed.chunks, following)
         return self._operation(f"product_{self._form}", arguments, tasks)
 
     def _adapt(
@@ -281,6 +281,8 @@ class NativeDecoder:
 
 def obstacle(config: DecoderConfig, block_tokens: int) -> str | None:
     """Why a decoder cannot be computed natively; None if it can."""
+    if not is_supported():
+        return "the kernels are for Linux on x86-64"
     inputs = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

@@ -197,7 +197,7 @@ class Body:
         """Bytes on the stack, aligned to a cache line."""
         with self.builder.goto_entry_block():
             made = self.builder.alloca(ir.ArrayType(I8, size))
-            made.align = 64
+            made.align = 64  # type: ignore[assignment]
         made.type = PTR
         return made
 

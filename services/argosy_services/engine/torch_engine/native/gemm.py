@@ -20,13 +20,14 @@ from argosy_services.engine.torch_engine.native.emit import (
     HALVES,
     I32,
     I32X,
+    I64,
     LANES,
     PTR,
     Body,
     Cell,
     Value,
 )
-from argosy_services.engine.torch_engine.native.layout import GROUP, Product
+from argosy_services.engine.torch_engine.native.layout import GROUP, Product, Step
 
 # Rows that share one pass over a chunk of weights.
 ROWS = 128
@@ -51,13 +52,14 @@ class Format(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a tile's operands are. `scales` and `offsets` belong to groups of quantized inputs; see `rows.py`."""
+    """Where a tile's operands are. `scales` and `offsets` belong to groups of quantized inputs,
+    see `rows.py`."""
 
     weights: Value
     inputs: Value
-    scales: Value
-    offsets: Value
     size: Value
+    scales: Value = None
+    offsets: Value = None
 
 
 class Int8:
@@ -81,23 +83,21 @@ class Int8:
             stream = body.at(operands.weights, body.mul(group, steps * self.vectors * 64))
             inputs = body.at(operands.inputs, body.mul(group, GROUP))
             with body.loop(0, steps, _UNROLL) as start:
-                self._multiply_some(body, parts, operands.size, stream, inputs, start)
+                self._multiply_some(body, parts, Operands(stream, inputs, size=operands.size), start)
             for row in range(rows):
                 scale = body.splat(body.load(F32, operands.scales, self._group(body, groups, row, group)))
                 for cell, part in zip(sums[row], parts[row], strict=True):
                     cell.set(body.fma(body.to_float(part.get()), scale, cell.get()))
         return _values(sums)
 
-    def _multiply_some(
-        self, body: Body, parts: list[list[Cell]], size: Value, stream: Value, inputs: Value, start: Value
-    ) -> None:
+    def _multiply_some(self, body: Body, parts: list[list[Cell]], operands: Operands, start: Value) -> None:
         """Four inputs of every row at a time."""
         totals = _values(parts)
         for more in range(_UNROLL):
             step = body.add(start, more)
-            weights = _chunk(body, BYTES, stream, step, rows=len(parts), vectors=self.vectors)
+            weights = _chunk(body, BYTES, operands.weights, step, rows=len(parts), vectors=self.vectors)
             for row, total in enumerate(totals):
-                four = body.load(I32, inputs, body.add(body.mul(size, row), body.mul(step, 4)))
+                four = body.load(I32, operands.inputs, body.add(body.mul(operands.size, row), body.mul(step, 4)))
                 given = body.builder.bitcast(body.splat(four), BYTES)
                 totals[row] = [
                     body.call("llvm.x86.avx512.vpdpbusd.512", I32X, part, weight, given)
@@ -147,14 +147,14 @@ FORMATS: dict[str, Format] = {form.name: form for form in (Int8(), BFloat16(), F
 
 def emit_product(module: ir.Module, form: Format) -> None:
     """Writes the kernel `product_<format>`; its arguments are a `layout.Product`."""
-    body = Body(module, f"product_{form.name}", [PTR, ir.IntType(64), PTR])
+    body = Body(module, f"product_{form.name}", [PTR, I64, PTR])
     arguments, task, step = body.arguments
     get = Product.reader(body, arguments)
     size, chunks, stride = get("size"), get("chunks"), get("stride")
     row_bytes = get("row_bytes")
     keep = body.builder.trunc(get("accumulate"), ir.IntType(1))
     places = {name: get.pointer(name) for name in ("inputs", "scales", "offsets", "out", "weight_scales", "bias")}
-    total = body.load(ir.IntType(64), step, body.mul(get("rows_slot"), 8))
+    total = body.load(I64, step, 8 * Step.ROWS)
     chunk = body.rem(task, chunks)
     first = body.mul(body.div(task, chunks), ROWS)
     last = body.min(body.add(first, ROWS), total)

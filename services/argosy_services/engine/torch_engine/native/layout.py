@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
 
 from argosy_services.engine.torch_engine.native.emit import I64, PTR, Body, Value
 
@@ -16,16 +16,18 @@ TILE = 16
 
 
 class Step(IntEnum):
-    """Numbers and addresses of one step, each an int64: the same for all layers."""
+    """Numbers and addresses of one list of operations, each an int64: the same for all layers."""
 
     ROWS = 0
-    LOGIT_ROWS = 1
+    GRAIN = 1
+    """Rows that a task of a row kernel takes."""
     TOKENS = 2
     POSITIONS = 3
     SLOTS = 4
     TABLES = 5
     TILES = 6
-    LOGIT_INDICES = 7
+    CHOSEN = 7
+    """Which rows logits are wanted of."""
     ADAPTED = 8
     NOTHING = 9
     """Always 0: where there are no indices, rows are taken as they are."""
@@ -38,12 +40,11 @@ class Tasks(IntEnum):
 
     ROWS = Step.TASKS
     ATTENTION = Step.TASKS + 1
-    LOGIT_ROWS = Step.TASKS + 2
-    ADAPTED_ONE = Step.TASKS + 3
-    ADAPTED_TWO = Step.TASKS + 4
-    ADAPTED_THREE = Step.TASKS + 5
-    PRODUCTS = Step.TASKS + 6
-    """One for each shape of product begins here."""
+    ADAPTED_ONE = Step.TASKS + 2
+    ADAPTED_TWO = Step.TASKS + 3
+    ADAPTED_THREE = Step.TASKS + 4
+    PRODUCTS = Step.TASKS + 5
+    """One for each number of chunks begins here."""
 
 
 MODULES = 3
@@ -70,23 +71,31 @@ class Arguments:
             raise ValueError(f"arguments differ: {set(values) ^ set(self.names)}")
         return [values[name] for name in self.names]
 
-    def reader(self, body: Body, pointer: Value) -> Any:
-        """A function that reads an argument by name, and its `pointer`, which reads an address."""
-        index = {name: 8 * place for place, name in enumerate(self.names)}
+    def reader(self, body: Body, pointer: Value) -> Reader:
+        """What a kernel reads its arguments with."""
+        return Reader(body, pointer, {name: 8 * place for place, name in enumerate(self.names)})
 
-        def number(name: str) -> Value:
-            return body.load(I64, pointer, index[name])
 
-        def address(name: str) -> Value:
-            return body.load(PTR, pointer, index[name])
+class Reader:
+    """Reads arguments by name, in the code of a kernel."""
 
-        number.pointer = address  # type: ignore[attr-defined]
-        return number
+    def __init__(self, body: Body, arguments: Value, places: Mapping[str, int]) -> None:
+        self._body = body
+        self._arguments = arguments
+        self._places = places
+
+    def __call__(self, name: str) -> Value:
+        """An int64."""
+        return self._body.load(I64, self._arguments, self._places[name])
+
+    def pointer(self, name: str) -> Value:
+        """An address."""
+        return self._body.load(PTR, self._arguments, self._places[name])
 
 
 Product = Arguments(
     *("weights", "weight_scales", "bias", "chunk_bytes", "chunks", "size"),
-    *("inputs", "row_bytes", "scales", "offsets", "out", "stride", "accumulate", "rows_slot"),
+    *("inputs", "row_bytes", "scales", "offsets", "out", "stride", "accumulate"),
 )
 Rows = Arguments("inputs", "stride", "norm", "size", "indices_slot", "quantized", "scales", "offsets", "row_bytes")
 Rotate = Arguments("inputs", "stride", "queries", "cache", "cosines", "sines", "query_norm", "key_norm")

@@ -38,9 +38,8 @@ def emit_adapt(module: ir.Module, form: str) -> None:
     chosen = body.at(arguments, body.mul(body.rem(task, count), 24))
     first_module = 8 * (len(Adapt.names) - 3 * MODULES)
     index, columns, offset = (body.load(I64, chosen, first_module + 8 * part) for part in range(3))
-    entry = body.at(
-        get.pointer("table"), body.mul(body.add(body.mul(slot, get("table_modules")), index), 8 * len(AdapterField))
-    )
+    number = body.add(body.mul(slot, get("table_modules")), index)
+    entry = body.at(get.pointer("table"), body.mul(number, 8 * len(AdapterField)))
     down, up = (body.load(PTR, entry, 8 * field) for field in (AdapterField.DOWN, AdapterField.UP))
     rank = body.load(I64, entry, 8 * AdapterField.RANK)
     code = _Adapt(

@@ -15,7 +15,7 @@ from argosy_services.engine.torch_engine.native.gemm import FORMATS
 class Packed:
     """A projection `[out, in]`: chunks of columns, each one stream; see `gemm.py`.
 
-    `weights` is uint8, `scales` and `bias` are float32 `[columns]`, where `columns` is `out` rounded up to whole chunks.
+    `weights` is uint8, `scales` and `bias` are float32 `[columns]`; `columns` is `out` rounded up to whole chunks.
     """
 
     weights: torch.Tensor

@@ -1,6 +1,6 @@
 """Kernels that work on one row each: embedding, normalisation, gating, quantization, and the largest logit.
 
-What a product takes in is written by one of three kernels, `norm`, `gate` and `plain`, each for every format of weights.
+What a product takes in is written by one of three kernels, `norm`, `gate` and `plain`, for every format of weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     Body,
     Value,
 )
-from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Rows, Step
+from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Reader, Rows, Step
 
 _VECTOR = 4 * LANES
 _LOG2_E = 1.4426950408889634
@@ -107,8 +107,24 @@ def emit_largest(module: ir.Module) -> None:
     body.end()
 
 
-def _begin(module: ir.Module, name: str, arguments: Arguments) -> tuple[Body, Value, Callable[..., Value]]:
-    body = Body(module, name, [PTR, I64, PTR])
+def each_row(module: ir.Module, name: str) -> Body:
+    """Writes a kernel whose tasks are some rows each, one after another, and gives the body for one row.
+
+    Neighbours share cache lines, and should not be on different cores.
+    """
+    one = Body(module, f"{name}_row", [PTR, I64, PTR], inline=True)
+    some = Body(module, name, [PTR, I64, PTR])
+    arguments, task, step = some.arguments
+    grain = some.load(I64, step, 8 * Step.GRAIN)
+    first = some.mul(task, grain)
+    with some.loop(first, some.min(some.add(first, grain), some.load(I64, step, 8 * Step.ROWS))) as row:
+        some.builder.call(one.function, [arguments, row, step])
+    some.end()
+    return one
+
+
+def _begin(module: ir.Module, name: str, arguments: Arguments) -> tuple[Body, Value, Reader]:
+    body = each_row(module, name)
     return body, body.arguments[1], arguments.reader(body, body.arguments[0])
 
 
@@ -142,26 +158,26 @@ def _gated(body: Body, inputs: Value, size: Value) -> Source:
     return value
 
 
-def _to_float32(body: Body, row: Value, get: Callable[..., Value], size: Value, source: Source) -> None:
-    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))  # type: ignore[attr-defined]
+def _to_float32(body: Body, row: Value, get: Reader, size: Value, source: Source) -> None:
+    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     with body.loop(0, size, LANES) as index:
         body.store(source(index), out, body.mul(index, 4))
 
 
-def _to_bfloat16(body: Body, row: Value, get: Callable[..., Value], size: Value, source: Source) -> None:
-    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))  # type: ignore[attr-defined]
+def _to_bfloat16(body: Body, row: Value, get: Reader, size: Value, source: Source) -> None:
+    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     with body.loop(0, size, LANES) as index:
         body.store(body.to_bfloat(source(index)), out, body.mul(index, 2))
 
 
-def _to_int8(body: Body, row: Value, get: Callable[..., Value], size: Value, source: Source) -> None:
+def _to_int8(body: Body, row: Value, get: Reader, size: Value, source: Source) -> None:
     """Whole numbers from -127 to 127, symmetric around 0, with a scale for each group."""
     builder = body.builder
-    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))  # type: ignore[attr-defined]
+    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     groups = body.div(size, GROUP)
     first = body.mul(body.mul(groups, row), 4)
-    scales = body.at(get.pointer("scales"), first)  # type: ignore[attr-defined]
-    offsets = body.at(get.pointer("offsets"), first)  # type: ignore[attr-defined]
+    scales = body.at(get.pointer("scales"), first)
+    offsets = body.at(get.pointer("offsets"), first)
     with body.loop(0, groups) as group:
         start = body.mul(group, GROUP)
         values = [source(body.add(start, place)) for place in range(0, GROUP, LANES)]

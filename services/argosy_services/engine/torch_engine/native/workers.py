@@ -116,10 +116,9 @@ class Workers:
         entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
         self._lead = entry(machine.address("lead"))
         self._follow = entry(machine.address("follow"))
+        shared = (self._shared.ctypes.data,)
         self._threads = [
-            threading.Thread(
-                target=self._follow, args=(self._shared.ctypes.data,), name=f"engine-worker-{index}", daemon=True
-            )
+            threading.Thread(target=self._follow, args=shared, name=f"engine-worker-{index}", daemon=True)
             for index in range(1, threads)
         ]
         for thread in self._threads:
