@@ -18,7 +18,13 @@ from .tiny import FAMILIES, SHAPE, local_model, random_prompts, save_tiny, serve
 
 GREEDY = Sampling(temperature=0.0)
 # One of each architecture, for what depends on it and on nothing finer.
-ARCHITECTURES = ("mistral, sliding window", "qwen 2", "qwen 3", "smollm 3", "gemma 2", "gemma 3") + (
+ARCHITECTURES = (
+    "mistral, sliding window",
+    "qwen 2",
+    "qwen 3",
+    "smollm 3",
+    "gemma 2",
+    "gemma 3",
     "gemma 3, text of a model that sees images",
 )
 
