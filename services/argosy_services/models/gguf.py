@@ -75,7 +75,7 @@ def _save_model(source: Path, target: Path, file: GgufFile) -> None:
     disable_progress_bar()
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
     complete(config, file)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.parent,
         config=config,
         gguf_file=source.name,
@@ -84,6 +84,7 @@ def _save_model(source: Path, target: Path, file: GgufFile) -> None:
         local_files_only=True,
         output_loading_info=True,
     )
+    model, report = loaded
     # Tensors without a place are passed over in silence, and places without a tensor filled with random numbers.
     read = len(set(model.state_dict()) - set(model.all_tied_weights_keys)) - len(report["missing_keys"])
     if report["missing_keys"] or read != file.weights:
