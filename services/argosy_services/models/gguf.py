@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from argosy_services.models.child import run_child
 from argosy_services.models.errors import ConversionError
+from argosy_services.models.gguf_config import GgufFile, complete, end_tokens, read_file
 from argosy_services.models.progress import Meter, Progress, Stage
 from argosy_services.models.staging import Staging, size_of
 
@@ -54,8 +55,9 @@ def main(arguments: list[str]) -> None:
     """Converts `arguments[0]`, a GGUF file, into the directory `arguments[1]`."""
     source, target = Path(arguments[0]), Path(arguments[1])
     _parse_once()
-    _save_tokenizer(source, target)
-    _save_model(source, target)
+    file = read_file(source)
+    _save_tokenizer(source, target, file)
+    _save_model(source, target, file)
 
 
 def _parse_once() -> None:
@@ -65,39 +67,44 @@ def _parse_once() -> None:
     setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))  # noqa: B010 - a class is replaced by a function
 
 
-def _save_model(source: Path, target: Path) -> None:
+def _save_model(source: Path, target: Path, file: GgufFile) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+    complete(config, file)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.parent,
+        config=config,
         gguf_file=source.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
         local_files_only=True,
+        output_loading_info=True,
     )
+    model, report = loaded
+    # Tensors without a place are passed over in silence, and places without a tensor filled with random numbers.
+    read = len(set(model.state_dict()) - set(model.all_tied_weights_keys)) - len(report["missing_keys"])
+    if report["missing_keys"] or read != file.weights:
+        raise ConversionError(
+            f"{read} of its {file.weights} tensors are weights of a {config.model_type} model, "
+            f"which lacks {len(report['missing_keys'])}"
+        )
+    ends = end_tokens(file)
+    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     model.save_pretrained(target)
 
 
-def _save_tokenizer(source: Path, target: Path) -> None:
+def _save_tokenizer(source: Path, target: Path, file: GgufFile) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
-    metadata = _read_metadata(source)
-    _correct_split(tokenizer.backend_tokenizer, metadata)
+    facts = {key: file.fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre", "tokens")}
+    _correct_split(tokenizer.backend_tokenizer, facts)
     tokenizer.save_pretrained(target)
-    _compare(tokenizer.backend_tokenizer, target / "tokenizer.json", metadata["tokens"])
-
-
-def _read_metadata(source: Path) -> dict[str, Any]:
-    """The facts `model`, `pre` and `tokens` of the file's tokenizer."""
-    from gguf import GGUFReader
-
-    fields = GGUFReader(str(source)).fields
-    keys = {key: f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens")}
-    return {key: fields[name].contents() if name in fields else None for key, name in keys.items()}
+    _compare(tokenizer.backend_tokenizer, target / "tokenizer.json", facts)
 
 
 def _correct_split(tokenizer: Tokenizer, metadata: dict[str, Any]) -> None:
@@ -117,13 +124,16 @@ def _correct_split(tokenizer: Tokenizer, metadata: dict[str, Any]) -> None:
         raise ConversionError(f"its tokenizer splits text in a way that is not known here ('{pre}')")
 
 
-def _compare(tokenizer: Tokenizer, written: Path, tokens: list[str]) -> None:
+def _compare(tokenizer: Tokenizer, written: Path, metadata: dict[str, Any]) -> None:
     """Raises ConversionError unless the written tokenizer has the file's ids and encodes as the one in memory."""
     from tokenizers import Tokenizer
 
     reread = Tokenizer.from_file(str(written))
     vocabulary = reread.get_vocab(with_added_tokens=True)
-    if any(vocabulary.get(token) != index for index, token in enumerate(tokens)):
+    # SentencePiece writes a space as this character, and llama.cpp writes it back into tokens that are matched as text.
+    space = "\u2581" if metadata["model"] == "llama" else " "
+    spellings = ((index, {token, token.replace(" ", space)}) for index, token in enumerate(metadata["tokens"]))
+    if any(index not in {vocabulary.get(spelling) for spelling in both} for index, both in spellings):
         raise ConversionError("the written tokenizer numbers its tokens otherwise than the file")
     for text in _PROBES:
         if reread.encode(text).ids != tokenizer.encode(text).ids:

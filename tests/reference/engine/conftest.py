@@ -24,6 +24,7 @@ class Answer:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: Finish | None = None
     error: Exception | None = None
+    cached_tokens: int = 0
 
 
 class Collector:
@@ -43,6 +44,7 @@ class Collector:
                 answer.tokens += output.token_ids
                 answer.logprobs += output.logprobs
                 answer.finish, answer.error = output.finish, output.error
+                answer.cached_tokens = max(answer.cached_tokens, output.cached_tokens)
                 if self.on_token is not None:
                     self.on_token(output)
             self._changed.notify_all()

@@ -1,17 +1,20 @@
 """Attention of one step over the paged cache: one batched product for all decoding sequences, one call for each prompt.
 
 The query heads that share a key-value head are folded into the query length instead of repeating keys and values; on
-CPU this avoids the slow path that scaled_dot_product_attention takes for grouped queries of length one.
+CPU this avoids the slow path that scaled_dot_product_attention takes for grouped queries of length one. Layers with a
+window read only what it shows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.kv_pool import KvPool
+from argosy_services.engine.torch_engine.models.decoder import soft_cap
 from argosy_services.engine.torch_engine.step import Work
 
 
@@ -21,28 +24,33 @@ class PagedAttention:
     def __init__(self, config: DecoderConfig, pool: KvPool, work: Sequence[Work], device: torch.device) -> None:
         self._pool = pool
         self._config = config
-        self._scale = config.head_dim**-0.5
         tables = [_slots(item, pool.block_tokens, device) for item in work]
         self._write_slots = torch.cat(
             [slots[item.start : item.start + item.count] for slots, item in zip(tables, work, strict=True)]
         )
         self._decodes = sum(1 for item in work if item.count == 1)
-        self._decode = _DecodePlan(tables[: self._decodes], config.window, device) if self._decodes else None
-        self._prefills = [
-            _PrefillPlan(item, slots, config, device)
-            for slots, item in zip(tables[self._decodes :], work[self._decodes :], strict=True)
-        ]
+        self._plans = {
+            window: _Plan(
+                _DecodePlan(tables[: self._decodes], window, device) if self._decodes else None,
+                [
+                    _PrefillPlan(item, slots, config.group, window, device)
+                    for slots, item in zip(tables[self._decodes :], work[self._decodes :], strict=True)
+                ],
+            )
+            for window in {kind.window for kind in config.layer_kinds}
+        }
 
     def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `models.decoder.Attention`."""
         self._pool.write(layer, self._write_slots, key, value)
+        plan = self._plans[self._config.layer_kinds[layer].window]
         outputs = []
-        if self._decode is not None:
-            outputs.append(self._attend_decodes(layer, query[: self._decodes], self._decode))
+        if plan.decode is not None:
+            outputs.append(self._attend_decodes(layer, query[: self._decodes], plan.decode))
         start = self._decodes
-        for plan in self._prefills:
-            outputs.append(self._attend_prefill(layer, query[start : start + plan.count], plan))
-            start += plan.count
+        for prefill in plan.prefills:
+            outputs.append(self._attend_prefill(layer, query[start : start + prefill.count], prefill))
+            start += prefill.count
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_decodes(self, layer: int, query: torch.Tensor, plan: _DecodePlan) -> torch.Tensor:
@@ -51,7 +59,7 @@ class PagedAttention:
         keys, values = (states.view(heads * rows, length, dim) for states in self._pool.read(layer, plan.slots))
         # [rows, heads, group, dim] -> [heads * rows, group, dim], the order in which the pool gives keys and values.
         folded = query.view(rows, heads, group, dim).transpose(0, 1).reshape(heads * rows, group, dim)
-        scores = torch.bmm(folded, keys.transpose(1, 2)).view(heads, rows, group, length) * self._scale
+        scores = self._scores(folded, keys).view(heads, rows, group, length)
         weights = torch.softmax(scores.float() + plan.mask[None, :, None, :], dim=-1).to(query.dtype)
         attended = torch.bmm(weights.view(heads * rows, group, length), values)
         return attended.view(heads, rows, group, dim).transpose(0, 1).reshape(rows, heads * group * dim)
@@ -61,39 +69,62 @@ class PagedAttention:
         keys, values = self._pool.read(layer, plan.slots)
         # [tokens, heads, group, dim] -> [heads, group * tokens, dim]
         folded = query.view(plan.count, heads, group, dim).permute(1, 2, 0, 3).reshape(heads, group * plan.count, dim)
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            folded[None], keys[None], values[None], attn_mask=plan.mask, scale=self._scale
-        )
+        if self._config.attention_softcap is None:
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                folded[None], keys[None], values[None], attn_mask=plan.mask, scale=self._config.attention_scale
+            )
+        else:
+            # No fused attention caps scores; one head at a time, for they are the largest tensors of a step.
+            attended = torch.cat([self._attend_head(folded[[i]], keys[[i]], values[[i]], plan) for i in range(heads)])
         return attended.view(heads, group, plan.count, dim).permute(2, 0, 1, 3).reshape(plan.count, heads * group * dim)
+
+    def _attend_head(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: _PrefillPlan
+    ) -> torch.Tensor:
+        scores = self._scores(query, key).float().masked_fill_(~plan.mask, float("-inf"))
+        return torch.bmm(torch.softmax(scores, dim=-1).to(query.dtype), value)
+
+    def _scores(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Scores `[n, queries, keys]` of `query` `[n, queries, dim]` and `key` `[n, keys, dim]`, scaled and capped."""
+        scores = torch.bmm(query, key.transpose(1, 2)) * self._config.attention_scale
+        cap = self._config.attention_softcap
+        return scores if cap is None else soft_cap(scores, cap)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the layers of one window read, and what of it each token sees."""
+
+    decode: _DecodePlan | None
+    prefills: Sequence[_PrefillPlan]
 
 
 class _DecodePlan:
-    """Slots `[rows * length]` of all sequences, padded to the longest, and the mask `[rows, length]` that hides the
-    padding and what lies before the window."""
+    """Slots `[rows * length]` of what sequences see, padded to the longest, and the mask `[rows, length]` that hides
+    the padding."""
 
     def __init__(self, tables: Sequence[torch.Tensor], window: int | None, device: torch.device) -> None:
-        lengths = torch.tensor([len(table) for table in tables], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence(list(tables), batch_first=True)
-        positions = torch.arange(padded.shape[1], device=device)
-        visible = positions[None, :] < lengths[:, None]
-        if window is not None:
-            visible &= positions[None, :] >= lengths[:, None] - window
+        seen = list(tables) if window is None else [table[-window:] for table in tables]
+        lengths = torch.tensor([len(table) for table in seen], device=device)
+        padded = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True)
+        hidden = torch.arange(padded.shape[1], device=device)[None, :] >= lengths[:, None]
         self.slots = padded.flatten()
-        self.mask = torch.zeros(padded.shape, device=device).masked_fill_(~visible, float("-inf"))
+        self.mask = torch.zeros(padded.shape, device=device).masked_fill_(hidden, float("-inf"))
 
 
 class _PrefillPlan:
-    """Slots `[length]` of one sequence and the mask `[group * count, length]` of its new tokens."""
+    """Slots `[length]` of what one sequence's new tokens see, and the mask `[group * count, length]` of each token."""
 
-    def __init__(self, item: Work, slots: torch.Tensor, config: DecoderConfig, device: torch.device) -> None:
+    def __init__(self, item: Work, slots: torch.Tensor, group: int, window: int | None, device: torch.device) -> None:
+        first = 0 if window is None else max(0, item.start - window + 1)
         self.count = item.count
-        self.slots = slots
+        self.slots = slots[first:]
         query = torch.arange(item.start, item.start + item.count, device=device)[:, None]
-        key = torch.arange(len(slots), device=device)[None, :]
+        key = torch.arange(first, len(slots), device=device)[None, :]
         visible = key <= query
-        if config.window is not None:
-            visible &= key > query - config.window
-        self.mask = visible.repeat(config.group, 1)
+        if window is not None:
+            visible &= key > query - window
+        self.mask = visible.repeat(group, 1)
 
 
 def _slots(item: Work, block_tokens: int, device: torch.device) -> torch.Tensor:

@@ -16,7 +16,7 @@ from argosy_services.engine.base import (
     Request,
     StepCallback,
 )
-from argosy_services.engine.torch_engine.config import read_config
+from argosy_services.engine.torch_engine.architectures import read_config
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
 from argosy_services.engine.torch_engine.loop import EngineLoop, Parts, not_running

@@ -1,4 +1,4 @@
-"""The Llama family's forward pass over a flat batch: tokens of all sequences in one row each, without padding.
+"""The forward pass of every family over a flat batch: tokens of all sequences in one row each, without padding.
 
 Equal to transformers' implementations in float32 (tests/reference). Attention and adapters come in as objects, so that
 this module knows neither blocks nor slots.
@@ -6,13 +6,26 @@ this module knows neither blocks nor slots.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from argosy_services.engine.torch_engine.config import DecoderConfig
+from argosy_services.engine.torch_engine.config import Activation, DecoderConfig, RopeConfig
+from argosy_services.engine.torch_engine.models.modules import ModuleNames
 from argosy_services.engine.torch_engine.models.rope import rope_tables, rotate
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, project
+
+_ACTIVATIONS: Mapping[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+}
+
+
+def soft_cap(values: torch.Tensor, cap: float) -> torch.Tensor:
+    """Squeezes `values` smoothly into (-cap, cap)."""
+    return torch.tanh(values / cap) * cap
 
 
 class Attention(Protocol):
@@ -40,47 +53,58 @@ class Decoder:
         self.weights = weights
         self.dtype = weights.embeddings.dtype
         self.device = weights.embeddings.device
-        self._cos, self._sin = rope_tables(config, max_positions, self.device)
-        self._modules = [_ModuleNames(index) for index in range(config.layers)]
+        self._activate = _ACTIVATIONS[config.activation]
+        # Gemma rounds its scale as it rounds its weights.
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype, device=self.device)
+        self._turns = {
+            rope: rope_tables(rope, config.head_dim, max_positions, self.device)
+            for rope in (kind.rope for kind in config.layer_kinds)
+            if rope is not None
+        }
+        self._modules = [ModuleNames(config.module_prefix, index) for index in range(config.layers)]
 
     @torch.inference_mode()
     def hidden(
         self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention, adapters: Adapters
     ) -> torch.Tensor:
         """Final hidden states `[tokens, hidden]` of int64 `token_ids` and `positions`, each `[tokens]`."""
-        cos = self._cos[positions].to(self.dtype).unsqueeze(1)
-        sin = self._sin[positions].to(self.dtype).unsqueeze(1)
+        turns = self._turns_at(positions)
         states = torch.nn.functional.embedding(token_ids, self.weights.embeddings)
+        if self.config.embedding_scale != 1.0:
+            states = states * self._embedding_scale
         for index, (layer, modules) in enumerate(zip(self.weights.layers, self._modules, strict=True)):
             normed = self._norm(states, layer.input_norm)
             query, key, value = self._qkv(layer, modules, normed, adapters)
-            attended = attention(index, rotate(query, cos, sin), rotate(key, cos, sin), value)
+            if (turn := turns[index]) is not None:
+                query, key = rotate(query, *turn), rotate(key, *turn)
+            attended = attention(index, query, key, value)
             output = layer.output(attended)
             adapters.add(modules.output, attended, output)
+            if layer.attention_post_norm is not None:
+                output = self._norm(output, layer.attention_post_norm)
             states = states + output
-            states = states + self._mlp(layer, modules, self._norm(states, layer.mlp_norm), adapters)
+            output = self._mlp(layer, modules, self._norm(states, layer.mlp_norm), adapters)
+            if layer.mlp_post_norm is not None:
+                output = self._norm(output, layer.mlp_post_norm)
+            states = states + output
         return self._norm(states, self.weights.final_norm)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[rows, vocab]` of `hidden` `[rows, hidden]`."""
-        return project(hidden, self.weights.head).float()
+        logits = project(hidden, self.weights.head).float()
+        cap = self.config.final_softcap
+        return logits if cap is None else soft_cap(logits, cap)
 
-    def adaptable(self) -> dict[str, tuple[int, int]]:
-        """(out_features, in_features) of every projection that an adapter may change, by module path."""
-        config = self.config
-        query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        shapes: dict[str, tuple[int, int]] = {}
-        for names in self._modules:
-            shapes[names.query] = (query, config.hidden_size)
-            shapes[names.key] = shapes[names.value] = (key_value, config.hidden_size)
-            shapes[names.output] = (config.hidden_size, query)
-            shapes[names.gate] = shapes[names.up] = (config.intermediate_size, config.hidden_size)
-            shapes[names.down] = (config.hidden_size, config.intermediate_size)
-        return shapes
+    def _turns_at(self, positions: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Every layer's cosines and sines at `positions`, each `[tokens, 1, head_dim]`; None where it does not turn."""
+        turns: dict[RopeConfig | None, tuple[torch.Tensor, torch.Tensor] | None] = {None: None}
+        for rope, (cos, sin) in self._turns.items():
+            turns[rope] = cos[positions].to(self.dtype).unsqueeze(1), sin[positions].to(self.dtype).unsqueeze(1)
+        return [turns[kind.rope] for kind in self.config.layer_kinds]
 
     def _qkv(
-        self, layer: LayerWeights, modules: _ModuleNames, normed: torch.Tensor, adapters: Adapters
+        self, layer: LayerWeights, modules: ModuleNames, normed: torch.Tensor, adapters: Adapters
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         config = self.config
         sizes = (config.heads * config.head_dim, *(2 * (config.kv_heads * config.head_dim,)))
@@ -92,31 +116,19 @@ class Decoder:
             query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
         return query, key, value
 
-    def _mlp(
-        self, layer: LayerWeights, modules: _ModuleNames, normed: torch.Tensor, adapters: Adapters
-    ) -> torch.Tensor:
+    def _mlp(self, layer: LayerWeights, modules: ModuleNames, normed: torch.Tensor, adapters: Adapters) -> torch.Tensor:
         gate, up = layer.gate_up(normed).chunk(2, dim=-1)
         adapters.add(modules.gate, normed, gate)
         adapters.add(modules.up, normed, up)
-        inner = torch.nn.functional.silu(gate) * up
+        inner = self._activate(gate) * up
         output = layer.down(inner)
         adapters.add(modules.down, inner, output)
         return output
 
     def _norm(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMSNorm (Zhang and Sennrich, 2019), computed in float32."""
+        """RMSNorm (Zhang and Sennrich, 2019), computed in float32; Llama rounds before it multiplies, Gemma after."""
         wide = states.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.norm_eps)
+        if self.config.norm_offset:
+            return (wide * weight).to(states.dtype)
         return weight * wide.to(states.dtype)
-
-
-class _ModuleNames:
-    """A layer's module paths, as checkpoints and adapters spell them."""
-
-    __slots__ = ("down", "gate", "key", "output", "query", "up", "value")
-
-    def __init__(self, layer: int) -> None:
-        attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
-        self.query, self.key, self.value = attention + "q_proj", attention + "k_proj", attention + "v_proj"
-        self.output = attention + "o_proj"
-        self.gate, self.up, self.down = mlp + "gate_proj", mlp + "up_proj", mlp + "down_proj"

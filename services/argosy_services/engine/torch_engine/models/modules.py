@@ -10,8 +10,8 @@ class ModuleNames:
 
     __slots__ = ("down", "gate", "key", "output", "query", "up", "value")
 
-    def __init__(self, layer: int) -> None:
-        attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+    def __init__(self, prefix: str, layer: int) -> None:
+        attention, mlp = f"{prefix}layers.{layer}.self_attn.", f"{prefix}layers.{layer}.mlp."
         self.query, self.key, self.value = attention + "q_proj", attention + "k_proj", attention + "v_proj"
         self.output = attention + "o_proj"
         self.gate, self.up, self.down = mlp + "gate_proj", mlp + "up_proj", mlp + "down_proj"
@@ -22,7 +22,7 @@ def adaptable(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
     shapes: dict[str, tuple[int, int]] = {}
     for layer in range(config.layers):
-        names = ModuleNames(layer)
+        names = ModuleNames(config.module_prefix, layer)
         shapes[names.query] = (query, config.hidden_size)
         shapes[names.key] = shapes[names.value] = (key_value, config.hidden_size)
         shapes[names.output] = (config.hidden_size, query)

@@ -6,15 +6,18 @@ import math
 
 import torch
 
-from argosy_services.engine.torch_engine.config import DecoderConfig, RopeConfig
+from argosy_services.engine.torch_engine.config import RopeConfig
 
 
-def rope_tables(config: DecoderConfig, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(
+    rope: RopeConfig, head_dim: int, positions: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of every position, each float32 `[positions, head_dim]` with both halves alike."""
-    frequencies = _frequencies(config.rope, config.head_dim)
+    frequencies = _frequencies(rope, head_dim)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(device), angles.sin().to(device)
+    cos, sin = (table * rope.attention_factor for table in (angles.cos(), angles.sin()))
+    return cos.to(device), sin.to(device)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -31,6 +34,8 @@ def _frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
         return frequencies / rope.factor
     if rope.kind == "llama3":
         return _llama3(frequencies, rope)
+    if rope.kind == "yarn":
+        return _yarn(frequencies, rope, head_dim)
     return frequencies
 
 
@@ -47,3 +52,21 @@ def _llama3(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
     scaled = torch.where(wavelengths > longest, frequencies / rope.factor, frequencies)
     between = (wavelengths <= longest) & (wavelengths >= shortest)
     return torch.where(between, blended, scaled)
+
+
+def _yarn(frequencies: torch.Tensor, rope: RopeConfig, head_dim: int) -> torch.Tensor:
+    """YaRN (Peng et al., 2023): dimensions that turn often within the trained length are kept, those that hardly turn
+    are divided by `factor`, and between the two there is a ramp over the dimensions."""
+    first, last = (_dimension(turns, rope, head_dim) for turns in (rope.beta_fast, rope.beta_slow))
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    width = last - first if last != first else 0.001
+    stretched = ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
+    return frequencies / rope.factor * stretched + frequencies * (1 - stretched)
+
+
+def _dimension(turns: float, rope: RopeConfig, head_dim: int) -> float:
+    """The (fractional) dimension that turns so many times within the trained length."""
+    wavelength = rope.original_max_positions / (turns * 2 * math.pi)
+    return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))

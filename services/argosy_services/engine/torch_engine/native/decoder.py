@@ -7,7 +7,7 @@ import torch
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from argosy_services.engine.torch_engine.config import DecoderConfig
+from argosy_services.engine.torch_engine.config import DecoderConfig, RopeConfig
 from argosy_services.engine.torch_engine.models.rope import rope_tables
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights, Linear
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
@@ -69,10 +69,7 @@ class NativeDecoder:
         self._embeddings = weights.embeddings
         self._buffers = Buffers(config, max_rows, form=form, exact=self._exact)
         self._cache = zeroed(slots // TILE * self._heads.stride)
-        half = config.head_dim // 2
-        self._angles = [
-            table[:, :half].contiguous() for table in rope_tables(config, max_positions, torch.device("cpu"))
-        ]
+        self._angles = _angles(config, max_positions)
         self._products: dict[int, int] = {}
         self._machine = Machine(compiled(self._emit, f"{form} {self._heads} {config.qk_norm}"))
         self._workers = Workers(self._machine, threads)
@@ -164,7 +161,8 @@ class NativeDecoder:
     def _attention(self, index: int, layer: PackedLayer) -> list[Operation]:
         buffers = self._buffers
         cache = self._cache.data_ptr() + index * self._heads.layer_bytes
-        cosines, sines = self._angles
+        kind = self.config.layer_kinds[index]
+        cosines, sines = self._angles[kind.rope]
         rotate = Rotate.pack(
             inputs=buffers.qkv.data_ptr(),
             stride=stride(buffers.qkv),
@@ -180,7 +178,7 @@ class NativeDecoder:
             cache=cache,
             out=buffers.attended.data_ptr(),
             stride=stride(buffers.attended),
-            window=self.config.window or _NO_WINDOW,
+            window=kind.window or _NO_WINDOW,
         )
         return [self._operation("rotate", rotate, Tasks.ROWS), self._operation("attend", attend, Tasks.ATTENTION)]
 
@@ -279,10 +277,25 @@ class NativeDecoder:
         return self._machine.address(kernel), arguments, int(tasks)
 
 
+def _angles(config: DecoderConfig, positions: int) -> dict[RopeConfig | None, tuple[torch.Tensor, torch.Tensor]]:
+    """Cosines and sines of every position, each float32 `[positions, head_dim / 2]`, by kind of layer."""
+    half = config.head_dim // 2
+    tables: dict[RopeConfig | None, tuple[torch.Tensor, torch.Tensor]] = {}
+    for rope in {kind.rope for kind in config.layer_kinds}:
+        if rope is None:
+            tables[rope] = torch.ones(positions, half), torch.zeros(positions, half)
+        else:
+            cosines, sines = rope_tables(rope, config.head_dim, positions, torch.device("cpu"))
+            tables[rope] = cosines[:, :half].contiguous(), sines[:, :half].contiguous()
+    return tables
+
+
 def obstacle(config: DecoderConfig, block_tokens: int) -> str | None:
     """Why a decoder cannot be computed natively; None if it can."""
     if not is_supported():
         return "the kernels are for Linux on x86-64"
+    if not config.plain:
+        return f"{config.architecture} computes more in its layers than the kernels do"
     inputs = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
