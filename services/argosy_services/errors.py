@@ -135,6 +135,13 @@ def tokenizer_mismatch(model: str, *, expected: str, value: str) -> ArgosyError:
     )
 
 
+def deadline_exceeded() -> ArgosyError:
+    """The caller's deadline has passed."""
+    return ArgosyError(
+        Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete; allow more time or ask for less"
+    )
+
+
 def _short(value: object) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 200 else text[:197] + "..."

@@ -167,7 +167,9 @@ class EngineDeployment:
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
-        self._host.engine.max_waiting = self._replica.reconfigure(live).generation.max_waiting
+        limits = self._replica.reconfigure(live).generation
+        self._host.engine.max_waiting = limits.max_waiting
+        self._host.engine.max_waiting_tokens = limits.max_waiting_tokens
 
     async def describe(self) -> EngineInfo:
         """What the engine serves."""

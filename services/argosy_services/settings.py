@@ -90,12 +90,18 @@ class GenerationSettings(_Section):
     block_tokens: int = Field(default=16, ge=1, le=256, description="Tokens in one block of the cache.")
     prefix_cache: bool = Field(
         default=True,
-        description="Share computed beginnings of prompts; off where timing must not tell what others asked.",
+        description="Share computed beginnings of prompts, among the calls of one API key.",
     )
     max_batch: int = Field(default=64, ge=1, le=4096, description="Most sequences in one step.")
     max_step_tokens: int = Field(default=512, ge=16, description="Most tokens that one step computes.")
     max_waiting: int = Field(
         default=256, ge=0, description="Most sequences that wait; one more is refused.", json_schema_extra=_LIVE
+    )
+    max_waiting_tokens: int = Field(
+        default=131_072,
+        ge=0,
+        description="Most prompt tokens that wait; a prompt that exceeds it is refused, unless it is the only one.",
+        json_schema_extra=_LIVE,
     )
     max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")

@@ -13,8 +13,7 @@ from types import TracebackType
 import structlog
 
 from argosy_services.engine.base import Finish, Request, SequenceRunner, StepOutput
-from argosy_services.errors import ArgosyError, Reason
-from argosy_services.generation.deadline import deadline_exceeded
+from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 from argosy_services.generation.progress import Meters, Progress
 
 log = structlog.get_logger("argosy.generation")

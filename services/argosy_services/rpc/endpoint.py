@@ -19,7 +19,7 @@ import structlog
 from google.protobuf.message import Message
 
 from argosy_services import metrics
-from argosy_services.errors import ArgosyError, Reason
+from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 from argosy_services.rpc import status
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call, open_call
@@ -138,7 +138,7 @@ def _admitted(servicer: Servicer, request: Any, call: Call, *, counted: bool = T
     servicer.auth.check(call)
     with servicer.gate.admit(counted=counted):
         if call.remaining() == 0:
-            raise _deadline_exceeded()
+            raise deadline_exceeded()
         if isinstance(request, MalformedRequest):
             raise ArgosyError(Reason.MALFORMED_MESSAGE, request.problem)
         yield
@@ -154,7 +154,7 @@ async def _in_time(step: Callable[[], Awaitable[T]], call: Call, gate: Gate, *, 
     except TimeoutError:
         if not limit.expired():
             raise
-        raise (draining() if gate.must_end(watch=watch) else _deadline_exceeded()) from None
+        raise (draining() if gate.must_end(watch=watch) else deadline_exceeded()) from None
 
 
 def _code_of_cancelled(call: Call, start: float) -> str:
@@ -171,12 +171,6 @@ def _internal(raised: Exception, call: Call, labels: dict[str, str]) -> ArgosyEr
         Reason.INTERNAL,
         f"internal error; the server's log has the cause under request id {call.request_id}",
         request_id=call.request_id,
-    )
-
-
-def _deadline_exceeded() -> ArgosyError:
-    return ArgosyError(
-        Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete; allow more time or ask for less"
     )
 
 

@@ -16,6 +16,7 @@ from argosy_services.engine.base import (
     Request,
     StepCallback,
 )
+from argosy_services.engine.door import Limits
 from argosy_services.engine.torch_engine.config import read_config
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
@@ -46,6 +47,7 @@ class TorchEngine:
         self._model = model
         self._settings = settings
         self.max_waiting = settings.max_waiting
+        self.max_waiting_tokens = settings.max_waiting_tokens
         self._loaded = loaded
         self._shapes = shapes
         self._grammars = grammars
@@ -98,15 +100,7 @@ class TorchEngine:
                 limit=capacity,
                 value=tokens,
             )
-        limit = self._settings.max_batch + self.max_waiting
-        if not loop.offer(request, limit):
-            raise ArgosyError(
-                Reason.QUEUE_FULL,
-                f"{limit} sequences run or wait already, and no more are taken; retry later",
-                limit=limit,
-                value=limit,
-                retry_after_s=1.0,
-            )
+        loop.offer(request, Limits(self._settings.max_batch + self.max_waiting, self.max_waiting_tokens))
 
     def cancel(self, request_id: str) -> None:
         """Frees a sequence before the next step."""

@@ -13,13 +13,14 @@ import torch
 
 from argosy_services import metrics
 from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
+from argosy_services.engine.door import Door, Limits
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
 from argosy_services.engine.torch_engine.runners import Adapters, Runner
 from argosy_services.engine.torch_engine.sampler import describe, draw
 from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import RowSpan
-from argosy_services.errors import ArgosyError, Reason
+from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 
 log = structlog.get_logger("argosy.engine")
 
@@ -48,7 +49,7 @@ class EngineLoop(threading.Thread):
         self._sequences: dict[str, Sequence] = {}
         self._outputs: list[StepOutput] = []
         self._steps = 0
-        self._live = 0
+        self._door = Door()
         self._closed = False
         self._stopping = False
         self.fault: Exception | None = None
@@ -62,14 +63,14 @@ class EngineLoop(threading.Thread):
             self._commands.append(command)
             self._wake.notify()
 
-    def offer(self, request: Request, limit: int) -> bool:
-        """Has a sequence queued, unless `limit` sequences are here already. For any thread. Raises ENGINE_FAILED."""
+    def offer(self, request: Request, limits: Limits) -> None:
+        """Has a sequence queued. For any thread. Raises QUEUE_FULL or ENGINE_FAILED."""
+        sequence = Sequence.of(request)
         with self._wake:
-            if self._live >= limit:
-                return False
-            self.post(lambda: self._submit(request))
-            self._live += 1
-            return True
+            if self._closed:
+                raise not_running() from self.fault
+            self._door.enter(request, limits)
+            self.post(lambda: self._submit(sequence))
 
     def stop(self) -> None:
         """Ends the thread after the step that runs. For any thread."""
@@ -92,8 +93,8 @@ class EngineLoop(threading.Thread):
 
     # Commands: run on the engine's thread.
 
-    def _submit(self, request: Request) -> None:
-        sequence = Sequence.of(request)
+    def _submit(self, sequence: Sequence) -> None:
+        request = sequence.request
         self._sequences[request.id] = sequence
         self.parts.scheduler.add(sequence)
         if request.adapter is not None and request.adapter not in self.parts.adapters:
@@ -145,7 +146,11 @@ class EngineLoop(threading.Thread):
 
     def _step(self) -> None:
         preemptions = self.parts.scheduler.preemptions
+        for late in self.parts.scheduler.expired(time.monotonic()):
+            self._fail(late, deadline_exceeded())
         work = self.parts.scheduler.schedule()
+        for sequence in self.parts.scheduler.admitted:
+            self._door.start(sequence.request.id)
         metrics.PREEMPTIONS.labels(model=self.parts.model).inc(self.parts.scheduler.preemptions - preemptions)
         if not work:
             return
@@ -217,8 +222,7 @@ class EngineLoop(threading.Thread):
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.id]
         self.parts.scheduler.remove(sequence)
-        with self._wake:
-            self._live -= 1
+        self._door.leave(sequence.request.id)
 
     def _fail(self, sequence: Sequence, error: ArgosyError) -> None:
         self._remove(sequence)

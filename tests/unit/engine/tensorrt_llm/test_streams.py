@@ -225,7 +225,7 @@ def test_a_full_queue_is_refused_and_places_come_back(bench: MakeBench, control:
         assert raised.value.reason is Reason.QUEUE_FULL
         engine.wait("a")
         engine.wait("b")
-        eventually(lambda: engine.engine._thread._live == 0)
+        eventually(lambda: len(engine.engine._thread._door) == 0)
 
 
 def test_prompts_longer_than_a_step(bench: MakeBench) -> None:
