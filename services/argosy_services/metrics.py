@@ -14,6 +14,9 @@ RPC_SECONDS = Histogram("argosy_rpc_seconds", "Duration of calls.", ["service", 
 READY = Gauge("argosy_ready", "1 while the server takes calls.")
 
 PROMPT_TOKENS = Counter("argosy_prompt_tokens", "Prompt tokens computed.", ["model"])
+CACHED_PROMPT_TOKENS = Counter(
+    "argosy_cached_prompt_tokens", "Prompt tokens found in the prefix cache and not computed.", ["model"]
+)
 GENERATED_TOKENS = Counter("argosy_generated_tokens", "Tokens generated.", ["model"])
 TIME_TO_FIRST_TOKEN = Histogram(
     "argosy_time_to_first_token_seconds", "From submission to the first token.", ["model"], buckets=_FAST

@@ -315,12 +315,13 @@ class GenerationDeployment(GenerationServicer):
         return self._generation.models()
 
     async def events(
-        self, spec: GenerationSpec, request_id: str, remaining_s: float | None
+        self, spec: GenerationSpec, request_id: str, remaining_s: float | None, tenant: str
     ) -> AsyncIterator[Event | ArgosyError]:
         """A generation, for agents; the last event is Finished or an error."""
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         try:
-            async with aclosing(self._generation.stream(spec, request_id=request_id, deadline=deadline)) as events:
+            stream = self._generation.stream(spec, request_id=request_id, deadline=deadline, tenant=tenant)
+            async with aclosing(stream) as events:
                 async for event in events:
                     yield event
         except ArgosyError as error:

@@ -229,6 +229,10 @@ class Settings(BaseSettings):
         default=(),
         description="Keys of which calls must carry one, separated by commas in the environment; none admits all.",
     )
+    priority_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Those of api_keys whose calls may go before others: may ask for a priority above 0.",
+    )
     tls_certificate: Path | None = Field(
         default=None, description="PEM file; with tls_key, the gRPC port speaks TLS only."
     )
@@ -276,7 +280,7 @@ class Settings(BaseSettings):
         data_dir = values.get("data_dir", default_data_dir())
         return {**values, "data_dir": Path(str(data_dir)).expanduser().absolute()}
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "priority_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
@@ -287,6 +291,12 @@ class Settings(BaseSettings):
         if not all(re.fullmatch(r"[!-~]{8,}", key.get_secret_value()) for key in keys):
             raise ValueError("an API key has at least 8 characters, all of them visible ASCII; make a longer one")
         return keys
+
+    @model_validator(mode="after")
+    def _refuse_unknown_priority_keys(self) -> Settings:
+        if not set(self.priority_keys) <= set(self.api_keys):
+            raise ValueError("priority_keys holds a key that is not one of api_keys; add it there or remove it here")
+        return self
 
     @model_validator(mode="after")
     def _refuse_open_door(self) -> Settings:

@@ -57,7 +57,7 @@ def unary(response: type[Resp]) -> Callable[[Callable[[Any, Any, Call], Awaitabl
         async def rpc(self: Servicer, request: Any, grpc_context: Any) -> Resp:
             with (
                 _observed(self, method.__name__, grpc_context) as attempt,
-                _admitted(self, request, attempt.call),
+                _admitted(self, request, attempt),
             ):
                 return await _in_time(lambda: method(self, request, attempt.call), attempt.call, self.gate)
             return response()
@@ -81,7 +81,7 @@ def stream(
         async def rpc(self: Servicer, request: Any, grpc_context: Any) -> AsyncIterator[Resp]:
             with (
                 _observed(self, method.__name__, grpc_context) as attempt,
-                _admitted(self, request, attempt.call, counted=not watch),
+                _admitted(self, request, attempt, counted=not watch),
             ):
                 async with aclosing(cast(AsyncGenerator[Resp], method(self, request, attempt.call))) as events:
                     step = functools.partial(anext, events, None)
@@ -133,11 +133,11 @@ def _observed(servicer: Servicer, method: str, grpc_context: Any) -> Iterator[_A
 
 
 @contextmanager
-def _admitted(servicer: Servicer, request: Any, call: Call, *, counted: bool = True) -> Iterator[None]:
-    """Refuses a call that may not or cannot be answered."""
-    servicer.auth.check(call)
+def _admitted(servicer: Servicer, request: Any, attempt: _Attempt, *, counted: bool = True) -> Iterator[None]:
+    """Refuses a call that may not or cannot be answered, and finds out who makes it."""
+    attempt.call = servicer.auth.check(attempt.call)
     with servicer.gate.admit(counted=counted):
-        if call.remaining() == 0:
+        if attempt.call.remaining() == 0:
             raise deadline_exceeded()
         if isinstance(request, MalformedRequest):
             raise ArgosyError(Reason.MALFORMED_MESSAGE, request.problem)
