@@ -42,7 +42,7 @@ class AgentsService:
         return self._tools.all()
 
     async def run(self, spec: AgentSpec, *, tenant: str = "") -> AsyncGenerator[Event]:
-        """The events of a tenant's run; one RunFinished last. Closing the iterator ends the run and frees what it holds.
+        """The events of a tenant's run; one RunFinished last. Closing the iterator ends the run and what it holds.
 
         Raises INVALID_FIELD, INPUT_TOO_LARGE, TOOL_NOT_FOUND, MODEL_NOT_FOUND or QUEUE_FULL before the first event, and
         what the model raises.
