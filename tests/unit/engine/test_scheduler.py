@@ -190,7 +190,7 @@ def test_a_salt_cannot_make_one_namespace_of_another() -> None:
 
 def test_a_higher_priority_puts_lower_ones_back_and_no_equal_ones() -> None:
     scheduler = Scheduler(BlockAllocator(100, BLOCK), max_batch=3, max_step_tokens=64)
-    running = [sequence("old", 3, 30), sequence("young", 3, 30), sequence("low", 3, 30, priority=-1)]
+    running = [sequence("old", 3, 30), sequence("low", 3, 30, priority=-1), sequence("young", 3, 30)]
     for item in running:
         scheduler.add(item)
     run_step(scheduler)
@@ -198,7 +198,7 @@ def test_a_higher_priority_puts_lower_ones_back_and_no_equal_ones() -> None:
     scheduler.add(equal)
     work = run_step(scheduler)
     assert [item.sequence.request.id for item in work] == ["old", "young", "equal"]
-    assert list(scheduler.waiting) == [running[2]]
+    assert list(scheduler.waiting) == [running[1]]
     scheduler.add(sequence("another", 3, 30))
     run_step(scheduler)
     assert scheduler.preemptions == 1
