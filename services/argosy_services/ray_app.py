@@ -25,6 +25,7 @@ from argosy_services.bootstrap import (
     make_adapters,
     make_agents,
     make_embeddings,
+    make_engine,
     make_tokenization,
     sentence_model,
     watch_engine,
@@ -152,7 +153,7 @@ class EngineDeployment:
         self._replica = replica = Replica(given)
         self._model: LocalModel = language_model(replica.settings)
         engine = await asyncio.to_thread(
-            lambda: self.create(self._model, replica.settings.generation, Tokenizer.load(self._model).json)
+            lambda: make_engine(replica.settings, self._model, Tokenizer.load(self._model), self.create)
         )
         self._id = serve.get_replica_context().replica_id.unique_id
         self._host = EngineHost(engine)

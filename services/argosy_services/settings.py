@@ -104,12 +104,24 @@ class GenerationSettings(_Section):
         json_schema_extra=_LIVE,
     )
     max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
+    speculation: Literal["auto", "off", "prompt_lookup", "draft"] = Field(
+        default="auto",
+        description="Guess tokens ahead of the model, which changes no answer: auto where it pays; prompt_lookup from "
+        "what a sequence repeats, or draft by draft_model, at any cost; off never.",
+    )
+    draft_model: str = Field(
+        default="", description="A smaller model with the same tokenizer that guesses tokens; a name or a source URI."
+    )
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
     max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
 
     @model_validator(mode="after")
     def _refuse_what_cannot_load(self) -> GenerationSettings:
         library = self.tensorrt_llm
+        if self.speculation == "draft" and not self.draft_model:
+            raise ValueError("speculation is draft and draft_model is not set: name a model with the same tokenizer")
+        if self.engine == "tensorrt_llm" and (self.draft_model or self.speculation in ("draft", "prompt_lookup")):
+            raise ValueError("draft_model and speculation are for the engine torch: leave them at their defaults")
         if self.engine == "tensorrt_llm" and library.mode == "compiled" and library.engine_dir is None:
             raise ValueError(
                 "tensorrt_llm.engine_dir is not set: name what `argosy compile` printed, or use mode pytorch"

@@ -109,6 +109,19 @@ def test_a_certificate_needs_its_key() -> None:
         Settings(tls_certificate=Path("certificate.pem"))
 
 
+@pytest.mark.parametrize(
+    ("generation", "named"),
+    [
+        ({"speculation": "draft"}, "draft_model"),
+        ({"engine": "tensorrt_llm", "draft_model": "small"}, "engine torch"),
+        ({"engine": "tensorrt_llm", "speculation": "prompt_lookup"}, "engine torch"),
+    ],
+)
+def test_guessing_ahead_needs_what_guesses(generation: dict[str, str], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Settings(generation=generation)  # type: ignore[arg-type]
+
+
 def test_every_setting_is_described() -> None:
     sections = [Settings, *(field.annotation for field in Settings.model_fields.values())]
     for section in sections:

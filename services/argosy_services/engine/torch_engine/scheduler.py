@@ -143,16 +143,20 @@ class Scheduler:
         return self.blocks.find(sequence.digests[: first_wanted // size])
 
     def advance(self, work: list[Work]) -> None:
-        """Takes note that a step's work was computed, drafts aside, and makes its full blocks known."""
-        size = self.blocks.block_tokens
+        """Takes note that a step's work was computed, drafts aside."""
         for item in work:
-            sequence = item.sequence
-            sequence.computed += item.count - len(item.draft)
-            if sequence.computed > sequence.charged:
-                self._charge(sequence, sequence.computed, after=sequence.charged, weight=DECODE_WEIGHT)
-            extend_digests(sequence.digests, sequence.tokens, size, sequence.namespace)
-            for index in range(item.start // size, sequence.computed // size):
-                self.blocks.remember(sequence.table[index], sequence.digests[index])
+            self.accept(item.sequence, item.count - len(item.draft))
+
+    def accept(self, sequence: Sequence, count: int) -> None:
+        """Takes note that a sequence's next `count` tokens are computed, and makes its full blocks known."""
+        size = self.blocks.block_tokens
+        known = sequence.computed // size
+        sequence.computed += count
+        if sequence.computed > sequence.charged:
+            self._charge(sequence, sequence.computed, after=sequence.charged, weight=DECODE_WEIGHT)
+        extend_digests(sequence.digests, sequence.tokens, size, sequence.namespace)
+        for index in range(known, sequence.computed // size):
+            self.blocks.remember(sequence.table[index], sequence.digests[index])
 
     def _charge(self, sequence: Sequence, tokens: int, *, after: int, weight: int) -> None:
         """Charges for the tokens from `after` on, once: what is computed again is not the tenant's doing."""
