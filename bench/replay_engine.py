@@ -46,6 +46,7 @@ class ReplayEngine:
 
     def __init__(self, model: LocalModel, settings: GenerationSettings, _tokenizer_json: str) -> None:
         self.max_waiting = settings.max_waiting
+        self.max_waiting_tokens = settings.max_waiting_tokens
         self.info = EngineInfo("replay", model.name, "none", "none", 0, 8_192, 49_152, frozenset({2}), 0, 0)
         self._wake = threading.Condition()
         self._new: list[Request] = []

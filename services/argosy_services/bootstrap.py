@@ -25,6 +25,7 @@ from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import AdapterHost, Engine, EngineStats
 from argosy_services.engine.factory import EngineFactory, create_engine
+from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.models.store import ModelStore
@@ -45,7 +46,7 @@ class Fleet:
         """Loads the models. Blocks for seconds. Raises ArgosyError or UnsupportedModelError."""
         language = language_model(settings)
         tokenizer = Tokenizer.load(language)
-        self.engine = create(language, settings.generation, tokenizer.json)
+        self.engine = make_engine(settings, language, tokenizer, create)
         self.tokenization = make_tokenization([tokenizer, Tokenizer.load(sentence_model(settings))])
         self.embeddings = make_embeddings(settings)
         self.adapters = make_adapters(settings, {language.name: self.engine})
@@ -84,6 +85,32 @@ def build(settings: Settings) -> Fleet:
 def language_model(settings: Settings) -> LocalModel:
     """The generation model's files. Raises ArgosyError or ModelStoreError."""
     return ModelStore(settings.models_dir).get(settings.generation.model)
+
+
+def make_engine(
+    settings: Settings, language: LocalModel, tokenizer: Tokenizer, create: EngineFactory = create_engine
+) -> Engine:
+    """The engine of the generation model. Blocks for seconds. Raises ArgosyError or UnsupportedModelError."""
+    return create(language, settings.generation, tokenizer.json, _draft_model(settings, language, tokenizer))
+
+
+def _draft_model(settings: Settings, language: LocalModel, tokenizer: Tokenizer) -> LocalModel | None:
+    """The model that guesses tokens, if there is one. Raises TOKENIZER_MISMATCH."""
+    name = settings.generation.draft_model
+    if not name or settings.generation.speculation in ("off", "prompt_lookup"):
+        return None
+    draft = ModelStore(settings.models_dir).get(name)
+    fingerprint = Tokenizer.load(draft).fingerprint
+    if fingerprint != tokenizer.fingerprint:
+        raise ArgosyError(
+            Reason.TOKENIZER_MISMATCH,
+            f"draft model '{draft.name}' has tokenizer {fingerprint}, model '{language.name}' has "
+            f"{tokenizer.fingerprint}; name a draft model with the same tokenizer, or none",
+            model=language.name,
+            expected=tokenizer.fingerprint,
+            value=fingerprint,
+        )
+    return draft
 
 
 def sentence_model(settings: Settings) -> LocalModel:

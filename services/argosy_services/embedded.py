@@ -85,7 +85,7 @@ class EmbeddedServer:
         self.metrics_address = ""
         self.loading = False
         self._build = build
-        self._auth = Authenticator([key.get_secret_value() for key in settings.api_keys])
+        self._auth = Authenticator.of(settings)
         self._methods = MethodTable(self.gate, self._auth)
         self._health = Health(SERVICES)
         self._server: grpc.aio.Server | None = None

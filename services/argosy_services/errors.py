@@ -32,6 +32,7 @@ class Reason(enum.StrEnum):
     DRAINING = "DRAINING"
     ENGINE_FAILED = "ENGINE_FAILED"
     INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
+    NOT_PERMITTED = "NOT_PERMITTED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     NOT_SUPPORTED = "NOT_SUPPORTED"
     INTERNAL = "INTERNAL"
@@ -132,6 +133,13 @@ def tokenizer_mismatch(model: str, *, expected: str, value: str) -> ArgosyError:
         model=model,
         expected=expected,
         value=value,
+    )
+
+
+def deadline_exceeded() -> ArgosyError:
+    """The caller's deadline has passed."""
+    return ArgosyError(
+        Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete; allow more time or ask for less"
     )
 
 

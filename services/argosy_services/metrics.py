@@ -14,6 +14,9 @@ RPC_SECONDS = Histogram("argosy_rpc_seconds", "Duration of calls.", ["service", 
 READY = Gauge("argosy_ready", "1 while the server takes calls.")
 
 PROMPT_TOKENS = Counter("argosy_prompt_tokens", "Prompt tokens computed.", ["model"])
+CACHED_PROMPT_TOKENS = Counter(
+    "argosy_cached_prompt_tokens", "Prompt tokens found in the prefix cache and not computed.", ["model"]
+)
 GENERATED_TOKENS = Counter("argosy_generated_tokens", "Tokens generated.", ["model"])
 TIME_TO_FIRST_TOKEN = Histogram(
     "argosy_time_to_first_token_seconds", "From submission to the first token.", ["model"], buckets=_FAST
@@ -29,6 +32,8 @@ WAITING_TOKENS = Gauge("argosy_waiting_tokens", "Prompt tokens that wait to be c
 KV_BLOCKS_IN_USE = Gauge("argosy_kv_blocks_in_use", "Blocks of the key-value cache in use.", ["model"])
 KV_BLOCKS_TOTAL = Gauge("argosy_kv_blocks_total", "Blocks of the key-value cache.", ["model"])
 PREEMPTIONS = Counter("argosy_preemptions", "Sequences put back to the queue for want of blocks.", ["model"])
+DRAFTED_TOKENS = Counter("argosy_drafted_tokens", "Tokens that were guessed ahead of the model.", ["model"])
+ACCEPTED_TOKENS = Counter("argosy_accepted_tokens", "Guessed tokens that were right.", ["model"])
 ENGINE_STEPS = Counter("argosy_engine_steps", "Steps of the engine.", ["model"])
 
 ADAPTERS = Gauge("argosy_adapters", "Adapters by state.", ["state"])

@@ -25,6 +25,7 @@ from argosy_services.bootstrap import (
     make_adapters,
     make_agents,
     make_embeddings,
+    make_engine,
     make_tokenization,
     sentence_model,
     watch_engine,
@@ -152,7 +153,7 @@ class EngineDeployment:
         self._replica = replica = Replica(given)
         self._model: LocalModel = language_model(replica.settings)
         engine = await asyncio.to_thread(
-            lambda: self.create(self._model, replica.settings.generation, Tokenizer.load(self._model).json)
+            lambda: make_engine(replica.settings, self._model, Tokenizer.load(self._model), self.create)
         )
         self._id = serve.get_replica_context().replica_id.unique_id
         self._host = EngineHost(engine)
@@ -167,7 +168,9 @@ class EngineDeployment:
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
-        self._host.engine.max_waiting = self._replica.reconfigure(live).generation.max_waiting
+        limits = self._replica.reconfigure(live).generation
+        self._host.engine.max_waiting = limits.max_waiting
+        self._host.engine.max_waiting_tokens = limits.max_waiting_tokens
 
     async def describe(self) -> EngineInfo:
         """What the engine serves."""
@@ -313,12 +316,13 @@ class GenerationDeployment(GenerationServicer):
         return self._generation.models()
 
     async def events(
-        self, spec: GenerationSpec, request_id: str, remaining_s: float | None
+        self, spec: GenerationSpec, request_id: str, remaining_s: float | None, tenant: str
     ) -> AsyncIterator[Event | ArgosyError]:
         """A generation, for agents; the last event is Finished or an error."""
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         try:
-            async with aclosing(self._generation.stream(spec, request_id=request_id, deadline=deadline)) as events:
+            stream = self._generation.stream(spec, request_id=request_id, deadline=deadline, tenant=tenant)
+            async with aclosing(stream) as events:
                 async for event in events:
                     yield event
         except ArgosyError as error:

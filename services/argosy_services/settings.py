@@ -90,20 +90,38 @@ class GenerationSettings(_Section):
     block_tokens: int = Field(default=16, ge=1, le=256, description="Tokens in one block of the cache.")
     prefix_cache: bool = Field(
         default=True,
-        description="Share computed beginnings of prompts; off where timing must not tell what others asked.",
+        description="Share computed beginnings of prompts, among the calls of one API key.",
     )
     max_batch: int = Field(default=64, ge=1, le=4096, description="Most sequences in one step.")
     max_step_tokens: int = Field(default=512, ge=16, description="Most tokens that one step computes.")
     max_waiting: int = Field(
         default=256, ge=0, description="Most sequences that wait; one more is refused.", json_schema_extra=_LIVE
     )
+    max_waiting_tokens: int = Field(
+        default=131_072,
+        ge=0,
+        description="Most prompt tokens that wait; a prompt that exceeds it is refused, unless it is the only one.",
+        json_schema_extra=_LIVE,
+    )
     max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
+    speculation: Literal["auto", "off", "prompt_lookup", "draft"] = Field(
+        default="auto",
+        description="Guess tokens ahead of the model, which changes no answer: auto where it pays; prompt_lookup from "
+        "what a sequence repeats, or draft by draft_model, at any cost; off never.",
+    )
+    draft_model: str = Field(
+        default="", description="A smaller model with the same tokenizer that guesses tokens; a name or a source URI."
+    )
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
     max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
 
     @model_validator(mode="after")
     def _refuse_what_cannot_load(self) -> GenerationSettings:
         library = self.tensorrt_llm
+        if self.speculation == "draft" and not self.draft_model:
+            raise ValueError("speculation is draft and draft_model is not set: name a model with the same tokenizer")
+        if self.engine == "tensorrt_llm" and (self.draft_model or self.speculation in ("draft", "prompt_lookup")):
+            raise ValueError("draft_model and speculation are for the engine torch: leave them at their defaults")
         if self.engine == "tensorrt_llm" and library.mode == "compiled" and library.engine_dir is None:
             raise ValueError(
                 "tensorrt_llm.engine_dir is not set: name what `argosy compile` printed, or use mode pytorch"
@@ -223,6 +241,10 @@ class Settings(BaseSettings):
         default=(),
         description="Keys of which calls must carry one, separated by commas in the environment; none admits all.",
     )
+    priority_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Those of api_keys whose calls may go before others: may ask for a priority above 0.",
+    )
     tls_certificate: Path | None = Field(
         default=None, description="PEM file; with tls_key, the gRPC port speaks TLS only."
     )
@@ -270,7 +292,7 @@ class Settings(BaseSettings):
         data_dir = values.get("data_dir", default_data_dir())
         return {**values, "data_dir": Path(str(data_dir)).expanduser().absolute()}
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "priority_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
@@ -281,6 +303,12 @@ class Settings(BaseSettings):
         if not all(re.fullmatch(r"[!-~]{8,}", key.get_secret_value()) for key in keys):
             raise ValueError("an API key has at least 8 characters, all of them visible ASCII; make a longer one")
         return keys
+
+    @model_validator(mode="after")
+    def _refuse_unknown_priority_keys(self) -> Settings:
+        if not set(self.priority_keys) <= set(self.api_keys):
+            raise ValueError("priority_keys holds a key that is not one of api_keys; add it there or remove it here")
+        return self
 
     @model_validator(mode="after")
     def _refuse_open_door(self) -> Settings:

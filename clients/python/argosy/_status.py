@@ -62,6 +62,7 @@ CLASS_OF_REASON: dict[str, type[ArgosyError]] = {
     "DRAINING": errors.ServerDrainingError,
     "ENGINE_FAILED": errors.EngineFailedError,
     "INVALID_CREDENTIALS": errors.AuthenticationError,
+    "NOT_PERMITTED": errors.PermissionDeniedError,
     "DEADLINE_EXCEEDED": errors.DeadlineExceededError,
     "NOT_SUPPORTED": errors.NotSupportedError,
     "INTERNAL": errors.ServerError,

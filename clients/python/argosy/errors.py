@@ -30,7 +30,7 @@ ArgosyError
 │   ├── ServerDrainingError        the server is shutting down
 │   └── EngineFailedError          the engine stopped after a fatal fault
 ├── AuthenticationError            UNAUTHENTICATED: no valid API key
-├── PermissionDeniedError          PERMISSION_DENIED
+├── PermissionDeniedError          PERMISSION_DENIED: the API key may not ask for this
 ├── DeadlineExceededError          DEADLINE_EXCEEDED; also a built-in TimeoutError
 ├── CallCancelledError             CANCELLED, by something between here and the server
 ├── AbortedError                   ABORTED
@@ -226,7 +226,7 @@ class AuthenticationError(ArgosyError):
 
 
 class PermissionDeniedError(ArgosyError):
-    """The API key does not allow this call."""
+    """The API key may not ask for this. `metadata`: field, limit, value."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 

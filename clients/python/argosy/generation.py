@@ -114,12 +114,19 @@ class GenerationClient:
         model: str = "",
         adapter: str = "",
         tokenizer_fingerprint: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Scoring:
         """Log-probabilities of continuations: each item is a context and what follows it, as text or token ids."""
         request = convert.score_request(
-            items, model=model, adapter=adapter, tokenizer_fingerprint=tokenizer_fingerprint
+            items,
+            model=model,
+            adapter=adapter,
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            priority=priority,
+            cache_salt=cache_salt,
         )
         return convert.scoring(self._caller.unary(self._stub.Score, request, timeout=timeout, request_id=request_id))
 
@@ -180,12 +187,19 @@ class AsyncGenerationClient:
         model: str = "",
         adapter: str = "",
         tokenizer_fingerprint: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Scoring:
         """See `GenerationClient.score`."""
         request = convert.score_request(
-            items, model=model, adapter=adapter, tokenizer_fingerprint=tokenizer_fingerprint
+            items,
+            model=model,
+            adapter=adapter,
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            priority=priority,
+            cache_salt=cache_salt,
         )
         response = await self._caller.unary(self._stub.Score, request, timeout=timeout, request_id=request_id)
         return convert.scoring(response)

@@ -31,7 +31,10 @@ class LocalChatModel:
         """Writes an answer; see `ChatModel`. Raises what `GenerationService.stream` raises."""
         stopped_at_length = False
         events = self._service.stream(
-            _spec(completion), request_id=f"agent-{uuid.uuid4().hex}", deadline=completion.deadline
+            _spec(completion),
+            request_id=f"agent-{uuid.uuid4().hex}",
+            deadline=completion.deadline,
+            tenant=completion.tenant,
         )
         async with aclosing(events):
             async for event in events:

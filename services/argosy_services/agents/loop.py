@@ -29,13 +29,14 @@ class Run:
     """One run. Its events can be read once."""
 
     def __init__(
-        self, model: ChatModel, prompt: Prompt, tools: Sequence[Tool], spec: AgentSpec, *, run_id: str
+        self, model: ChatModel, prompt: Prompt, tools: Sequence[Tool], spec: AgentSpec, *, run_id: str, tenant: str = ""
     ) -> None:
         """`tools` are those of the run, sorted by name. Raises MODEL_NOT_FOUND."""
         self._model = model
         self._tools = {tool.name: tool for tool in tools}
         self._spec = spec
         self._started = RunStarted(run_id, model.check_model(spec.model), tuple(self._tools), spec.budget)
+        self._tenant = tenant
         self._memory = Memory(prompt, spec.task, tools)
         self._completions = 0
         self._steps = 0
@@ -135,6 +136,7 @@ class Run:
             model=self._started.model,
             adapter=self._spec.adapter,
             deadline=self._meter.deadline,
+            tenant=self._tenant,
         )
 
     @property

@@ -16,7 +16,7 @@ class Completion:
 
     `prefix` is text that the answer starts with already: it is put after the rendered chat and is not part of what
     comes back. With `json_schema` the answer is a JSON value valid under it. `stop` texts end the answer and are left
-    out. `deadline` is a time of `time.monotonic()`.
+    out. `deadline` is a time of `time.monotonic()`, `tenant` an opaque name for who asks.
     """
 
     messages: Sequence[ChatMessage]
@@ -29,6 +29,7 @@ class Completion:
     model: str = ""
     adapter: str = ""
     deadline: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Generation(Protocol):
     """The generation service: in one process the service itself, on a cluster a handle to it."""
 
     def stream(
-        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
     ) -> AsyncGenerator[Event, None]:
         """Generates; the first event is Started, the last one Finished. See `GenerationService.stream`."""
         ...

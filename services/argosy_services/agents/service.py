@@ -41,14 +41,15 @@ class AgentsService:
         """The tools that runs may use, ordered by name."""
         return self._tools.all()
 
-    async def run(self, spec: AgentSpec) -> AsyncGenerator[Event]:
-        """The events of a run; one RunFinished last. Closing the iterator ends the run and frees what it holds.
+    async def run(self, spec: AgentSpec, *, tenant: str = "") -> AsyncGenerator[Event]:
+        """The events of a tenant's run; one RunFinished last. Closing the iterator ends the run and what it holds.
 
         Raises INVALID_FIELD, INPUT_TOO_LARGE, TOOL_NOT_FOUND, MODEL_NOT_FOUND or QUEUE_FULL before the first event, and
         what the model raises.
         """
         _check(spec)
-        run = Run(self._model, self._prompt, self._tools.select(spec.tools), spec, run_id=uuid.uuid4().hex)
+        tools = self._tools.select(spec.tools)
+        run = Run(self._model, self._prompt, tools, spec, run_id=uuid.uuid4().hex, tenant=tenant)
         self._admit()
         outcome = "failed"
         try:

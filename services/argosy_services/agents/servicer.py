@@ -28,7 +28,7 @@ class AgentsServicer:
     @stream(pb.RunAgentResponse)
     async def RunAgent(self, request: pb.RunAgentRequest, call: Call) -> AsyncIterator[pb.RunAgentResponse]:
         sequence = 0
-        async with aclosing(self._service.run(convert.read_spec(request.spec))) as events:
+        async with aclosing(self._service.run(convert.read_spec(request.spec), tenant=call.tenant)) as events:
             async for event in events:
                 sequence += 1
                 yield convert.write_event(event, sequence)

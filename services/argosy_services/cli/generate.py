@@ -36,6 +36,9 @@ def generate(
     json_schema: Annotated[str | None, typer.Option(help="JSON schema of the answer, or @FILE.")] = None,
     regex: Annotated[str | None, typer.Option(help="Regular expression that the whole answer matches.")] = None,
     choice: Annotated[list[str] | None, typer.Option(help="One possible answer; give it several times.")] = None,
+    priority: Annotated[
+        int, typer.Option(help="Higher goes before lower where there is not room for all.", min=-2, max=2)
+    ] = 0,
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens and times on standard error.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -52,6 +55,7 @@ def generate(
         "json_schema": _schema(json_schema),
         "regex": regex,
         "choice": choice or None,
+        "priority": priority,
     }
     if sum(options[form] is not None for form in ("json_schema", "regex", "choice")) > 1:
         raise UsageError("--json-schema, --regex and --choice exclude each other")

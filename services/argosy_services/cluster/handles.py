@@ -205,11 +205,11 @@ class HandleGeneration:
         return cls(await service("generation").models.remote())
 
     async def stream(
-        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
     ) -> AsyncGenerator[Event]:
         """See `GenerationService.stream`."""
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-        events: Any = service("generation").options(stream=True).events.remote(spec, request_id, remaining)
+        events: Any = service("generation").options(stream=True).events.remote(spec, request_id, remaining, tenant)
         try:
             async for event in events:
                 yield _value(event)

@@ -83,5 +83,5 @@ def _by_load(replicas: Mapping[T, ReplicaView], kind: Sequence[T]) -> list[list[
 
 def _affinity(request: Request, name: str) -> bytes:
     beginning: Sequence[int] = request.prompt[:_PREFIX_TOKENS]
-    text = f"{name}|{request.adapter or ''}|{','.join(map(str, beginning))}"
+    text = f"{name}|{request.namespace}|{','.join(map(str, beginning))}"
     return hashlib.blake2b(text.encode(), digest_size=8).digest()

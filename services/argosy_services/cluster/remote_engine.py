@@ -141,6 +141,7 @@ class _Journal:
         self.finished = False
         self._fruitless = 0
         self._attempts = 0
+        self._began = time.monotonic()
         self._first: tuple[float, Timings] | None = None
         self._cached = 0
 
@@ -148,7 +149,10 @@ class _Journal:
         """What is still to be run. A name for each attempt: a lost replica may still hold the one before."""
         self._attempts += 1
         name = self.request.id if self._attempts == 1 else f"{self.request.id}~{self._attempts}"
-        return replace(self.request, id=name, generated=tuple(self.tokens))
+        timeout_s = self.request.timeout_s
+        if timeout_s is not None:
+            timeout_s = max(0.0, timeout_s - (time.monotonic() - self._began))
+        return replace(self.request, id=name, generated=tuple(self.tokens), timeout_s=timeout_s)
 
     def note(self, output: StepOutput) -> StepOutput:
         """Takes note of an output and returns it as one run would have given it."""

@@ -25,7 +25,7 @@ class Replica:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         self._given = given
         self.reconfigure({})
-        self.auth = Authenticator([key.get_secret_value() for key in self.settings.api_keys])
+        self.auth = Authenticator.of(self.settings)
         self.gate = Gate()
         self.gate.open()
         self._target = _publish_metrics(self.settings)

@@ -15,7 +15,7 @@ _APP = "argosy_services.ray_app"
 _CLUSTER = "argosy_services.cluster"
 # Calls that one replica works at. What an engine or a batcher cannot take it refuses itself, with a reason.
 _MANY = 1_000
-_SECRET = {"api_keys", "tls_certificate", "tls_key"}
+_SECRET = {"api_keys", "priority_keys", "tls_certificate", "tls_key"}
 # Of the sections of other services, and of the cluster's: names of models, and where the fleet keeps its notes.
 _SHARED = {"model", "dashboard_port"}
 _ROUTING_STATS_S = 0.5

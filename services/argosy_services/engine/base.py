@@ -52,6 +52,11 @@ class Grammar:
     source: str
 
 
+LOWEST_PRIORITY = -2
+HIGHEST_PRIORITY = 2
+"""Between these is a request's priority; 0 is that of those which say nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to run.
@@ -62,6 +67,10 @@ class Request:
 
     `generated` are tokens of the answer that another engine drew before this one took over. They count against
     `max_tokens` and `min_tokens` and are not handed out again; what follows is what would have followed there.
+
+    `tenant` is an opaque name for who asks. Where there is not room for all, requests of higher `priority` go first,
+    and among equals tenants get equal shares. `timeout_s` seconds after it was submitted nobody waits for it any more:
+    a span and not a time, because processes of a cluster have different clocks.
     """
 
     id: str
@@ -74,6 +83,20 @@ class Request:
     grammar: Grammar | None = None
     score_from: int | None = None
     generated: Sequence[int] = ()
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+    timeout_s: float | None = None
+
+    @property
+    def namespace(self) -> str:
+        """Computed beginnings of prompts are shared by the requests for which this is the same, and by no others.
+
+        Two of its three parts have their lengths before them: no choice of a salt makes one namespace look like
+        another.
+        """
+        adapter = self.adapter or ""
+        return f"{len(adapter)}:{adapter}{len(self.tenant)}:{self.tenant}{self.cache_salt}"
 
 
 class Finish(enum.Enum):
@@ -189,7 +212,9 @@ class SequenceRunner(Protocol):
         ...
 
     def submit(self, request: Request) -> None:
-        """Takes a sequence. Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED."""
+        """Takes a sequence. Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED. A sequence whose
+        `timeout_s` is over while it waits ends with FAILED (DEADLINE_EXCEEDED).
+        """
         ...
 
     def cancel(self, request_id: str) -> None:
@@ -220,9 +245,10 @@ class AdapterHost(Protocol):
 
 
 class Engine(SequenceRunner, AdapterHost, Protocol):
-    """Owns a model and one thread that runs it. `max_waiting` may be changed at any time."""
+    """Owns a model and one thread that runs it. The limits of what may wait can be changed at any time."""
 
     max_waiting: int
+    max_waiting_tokens: int
 
     def stats(self) -> EngineStats:
         """The picture after the last step."""

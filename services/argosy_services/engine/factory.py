@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 from argosy_services.engine.base import Engine
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import GenerationSettings
 
-EngineFactory: TypeAlias = Callable[[LocalModel, GenerationSettings, str], Engine]
+
+class EngineFactory(Protocol):
+    """See `create_engine`."""
+
+    def __call__(
+        self, model: LocalModel, settings: GenerationSettings, tokenizer_json: str, draft: LocalModel | None = None
+    ) -> Engine: ...
 
 
-def create_engine(model: LocalModel, settings: GenerationSettings, tokenizer_json: str) -> Engine:
+def create_engine(
+    model: LocalModel, settings: GenerationSettings, tokenizer_json: str, draft: LocalModel | None = None
+) -> Engine:
     """Loads a model into an engine that is ready to be started. Blocks for seconds, or minutes with TensorRT-LLM; for
     any thread.
 
-    `tokenizer_json` is the text of the model's tokenizer.json, of which grammars need the bytes of every token. Raises
+    `tokenizer_json` is the text of the model's tokenizer.json, of which grammars need the bytes of every token; `draft`
+    is a smaller model with the same tokenizer that guesses tokens ahead. Raises
     UnsupportedModelError for a checkpoint that the engine cannot serve, and TensorRtLlmError where that library, a
     compiled engine, and this machine do not fit.
     """
@@ -26,4 +34,4 @@ def create_engine(model: LocalModel, settings: GenerationSettings, tokenizer_jso
         return TensorRtEngine.load(model, settings, tokenizer_json)
     from argosy_services.engine.torch_engine.engine import TorchEngine
 
-    return TorchEngine.load(model, settings, tokenizer_json)
+    return TorchEngine.load(model, settings, tokenizer_json, draft)

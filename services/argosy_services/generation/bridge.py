@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from types import TracebackType
 
 import structlog
 
 from argosy_services.engine.base import Finish, Request, SequenceRunner, StepOutput
-from argosy_services.errors import ArgosyError, Reason
-from argosy_services.generation.deadline import deadline_exceeded
+from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 from argosy_services.generation.progress import Meters, Progress
 
 log = structlog.get_logger("argosy.generation")
@@ -105,7 +105,10 @@ class Run:
         """Gives a sequence to the engine. Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED."""
         if self._error is not None:
             raise self._error
-        progress = Progress(request, self._bridge.meters, time.monotonic())
+        now = time.monotonic()
+        if self._deadline is not None:
+            request = replace(request, timeout_s=max(0.0, self._deadline - now))
+        progress = Progress(request, self._bridge.meters, now)
         self._bridge.register(request, self)
         self._running.add(request.id)
         self.progress[request.id] = progress

@@ -53,6 +53,8 @@ def read_spec(given: generation_pb2.GenerationSpec) -> GenerationSpec:
         options=_read_options(given.sampling),
         form=_read_form(given.structured_output) if given.HasField("structured_output") else None,
         tokenizer_fingerprint=given.tokenizer_fingerprint,
+        priority=given.priority,
+        cache_salt=given.cache_salt,
     )
 
 
@@ -63,6 +65,8 @@ def read_score(request: generation_service_pb2.ScoreRequest) -> ScoreSpec:
         model=request.model,
         adapter=request.adapter,
         tokenizer_fingerprint=request.tokenizer_fingerprint,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
     )
 
 

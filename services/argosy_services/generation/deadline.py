@@ -7,14 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from argosy_services.errors import ArgosyError, Reason
-
-
-def deadline_exceeded() -> ArgosyError:
-    """What a caller is told whose deadline has passed."""
-    return ArgosyError(
-        Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete; allow more time or ask for less"
-    )
+from argosy_services.errors import deadline_exceeded
 
 
 @asynccontextmanager

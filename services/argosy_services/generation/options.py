@@ -1,6 +1,6 @@
 """Checks of a request's options and their translation into the engine's vocabulary.
 
-Every limit of `SamplingParams` in generation.proto is checked here and nowhere else.
+Every limit of `SamplingParams`, and of priority and salt, in generation.proto is checked here and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from argosy_services.engine.base import EngineInfo, Sampling
+from argosy_services.engine.base import HIGHEST_PRIORITY, LOWEST_PRIORITY, EngineInfo, Sampling
 from argosy_services.errors import ArgosyError, invalid_field
 from argosy_services.generation.types import Options
-from argosy_services.rpc.validate import number
+from argosy_services.rpc.validate import number, text_size
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
@@ -19,6 +19,7 @@ MAX_STOP_BYTES = 256
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
+MAX_SALT_BYTES = 256
 
 _FIELD = "spec.sampling"
 _SEEDS = 1 << 64
@@ -39,6 +40,14 @@ def check(options: Options, info: EngineInfo) -> None:
         number(f"{_FIELD}.logit_bias[{token_id}]", bias, low=-100, high=100)
     if options.max_tokens is not None and options.min_tokens > options.max_tokens:
         raise min_tokens_too_large(options.min_tokens, options.max_tokens)
+
+
+def check_standing(message: str, priority: int, cache_salt: str) -> None:
+    """Raises INVALID_FIELD or INPUT_TOO_LARGE unless priority and salt, which are fields of `message`, are within their
+    limits.
+    """
+    number(f"{message}priority", priority, low=LOWEST_PRIORITY, high=HIGHEST_PRIORITY)
+    text_size(f"{message}cache_salt", cache_salt, limit_bytes=MAX_SALT_BYTES)
 
 
 def check_ids(field: str, ids: Sequence[int], info: EngineInfo) -> None:

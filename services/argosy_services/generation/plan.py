@@ -28,13 +28,16 @@ class Plan:
     tokenization_s: float
 
 
-async def plan(spec: GenerationSpec, engine: SequenceRunner, tokenizer: Tokenizer, sequence_id: str) -> Plan:
-    """Checks and tokenizes a request. The ids of its sequences begin with `sequence_id`.
+async def plan(
+    spec: GenerationSpec, engine: SequenceRunner, tokenizer: Tokenizer, sequence_id: str, tenant: str
+) -> Plan:
+    """Checks and tokenizes a request of a tenant. The ids of its sequences begin with `sequence_id`.
 
     Raises INVALID_FIELD, INPUT_TOO_LARGE, PROMPT_TOO_LONG, INVALID_GRAMMAR, CHAT_TEMPLATE_MISSING or
     CHAT_TEMPLATE_FAILED.
     """
     info, asked = engine.info, spec.options
+    options.check_standing("spec.", spec.priority, spec.cache_salt)
     options.check(asked, info)
     start = time.perf_counter()
     ids = await prompt_ids(spec.prompt, tokenizer, info)
@@ -53,6 +56,9 @@ async def plan(spec: GenerationSpec, engine: SequenceRunner, tokenizer: Tokenize
             min_tokens=asked.min_tokens,
             stop_token_ids=stop_token_ids,
             grammar=grammar,
+            tenant=tenant,
+            priority=spec.priority,
+            cache_salt=spec.cache_salt,
         )
         for index, sampling in enumerate(options.samplings(asked, info))
     ]

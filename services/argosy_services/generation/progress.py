@@ -13,6 +13,7 @@ class Meters:
 
     def __init__(self, model: str) -> None:
         self.prompt_tokens = metrics.PROMPT_TOKENS.labels(model=model)
+        self.cached_tokens = metrics.CACHED_PROMPT_TOKENS.labels(model=model)
         self.generated_tokens = metrics.GENERATED_TOKENS.labels(model=model)
         self.time_to_first_token = metrics.TIME_TO_FIRST_TOKEN.labels(model=model)
         self.inter_token = metrics.INTER_TOKEN.labels(model=model)
@@ -53,6 +54,7 @@ class Progress:
         if self._first is None:
             return
         self._meters.prompt_tokens.inc(self.prompt_tokens - self.cached_tokens)
+        self._meters.cached_tokens.inc(self.cached_tokens)
         self._meters.queue.observe(self.timings.queue_s)
 
     @property

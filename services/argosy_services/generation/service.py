@@ -15,6 +15,7 @@ from argosy_services.generation.answer import ChoiceWriter
 from argosy_services.generation.bridge import EngineBridge, Run
 from argosy_services.generation.collect import collect
 from argosy_services.generation.deadline import until
+from argosy_services.generation.options import check_standing
 from argosy_services.generation.plan import plan
 from argosy_services.generation.ports import AdapterLeases, Lease
 from argosy_services.generation.progress import Progress
@@ -81,9 +82,9 @@ class GenerationService:
         )
 
     async def stream(
-        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
     ) -> AsyncGenerator[Event, None]:
-        """Generates; the first event is Started, the last one Finished.
+        """Generates for a tenant; the first event is Started, the last one Finished.
 
         However the iterator ends, by its last event, an error, cancellation, `deadline` (a time of `time.monotonic()`)
         or because it is closed, nothing of the request stays in the engine and its adapter's lease is given back.
@@ -91,7 +92,7 @@ class GenerationService:
         arrived = time.monotonic()
         served = self._served(spec.model, spec.tokenizer_fingerprint)
         async with until(deadline):
-            job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id))
+            job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id), tenant)
         run = self._bridges[served.local.name].run(deadline)
         async with self._lease(spec.adapter, run) as lease:
             with run:
@@ -109,15 +110,20 @@ class GenerationService:
         )
         yield Finished(usage, _timings(progress, job.tokenization_s, arrived))
 
-    async def generate(self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None) -> Generation:
+    async def generate(
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
+    ) -> Generation:
         """Generates and returns the whole answer. Raises what `stream` raises."""
-        async with aclosing(self.stream(spec, request_id=request_id, deadline=deadline)) as events:
+        async with aclosing(self.stream(spec, request_id=request_id, deadline=deadline, tenant=tenant)) as events:
             return await collect(events)
 
-    async def score(self, spec: ScoreSpec, *, request_id: str, deadline: float | None = None) -> Scores:
+    async def score(
+        self, spec: ScoreSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
+    ) -> Scores:
         """The log-probabilities of continuations. Ends as cleanly as `stream`."""
         arrived = time.monotonic()
         served = self._served(spec.model, spec.tokenizer_fingerprint)
+        check_standing("", spec.priority, spec.cache_salt)
         async with until(deadline):
             sequences = await scoring.sequences(spec.items, served.tokenizer, served.engine.info)
         tokenization_s = time.monotonic() - arrived
@@ -126,7 +132,12 @@ class GenerationService:
         async with self._lease(spec.adapter, run) as lease:
             with run:
                 requests = [
-                    scoring.request(f"{sequence_id}-{index}", *sequence, adapter=lease and lease.key)
+                    replace(
+                        scoring.request(f"{sequence_id}-{index}", *sequence, adapter=lease and lease.key),
+                        tenant=tenant,
+                        priority=spec.priority,
+                        cache_salt=spec.cache_salt,
+                    )
                     for index, sequence in enumerate(sequences)
                 ]
                 scores = await scoring.run_all(run, requests)

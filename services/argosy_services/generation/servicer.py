@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from argosy.api.generation.v1 import generation_service_pb2 as pb
+from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation import convert
 from argosy_services.generation.service import GenerationService
 from argosy_services.rpc.auth import Authenticator
@@ -29,7 +30,10 @@ class GenerationServicer:
     @unary(pb.GenerateResponse)
     async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
         spec = convert.read_spec(request.spec)
-        generation = await self._service.generate(spec, request_id=call.request_id, deadline=call.deadline)
+        _check_permission("spec.priority", spec.priority, call)
+        generation = await self._service.generate(
+            spec, request_id=call.request_id, deadline=call.deadline, tenant=call.tenant
+        )
         # A long answer with log-probabilities takes long enough to hold up everything else on the event loop.
         return await asyncio.to_thread(convert.write_generation, generation)
 
@@ -38,7 +42,8 @@ class GenerationServicer:
         self, request: pb.StreamGenerateRequest, call: Call
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         spec = convert.read_spec(request.spec)
-        events = self._service.stream(spec, request_id=call.request_id, deadline=call.deadline)
+        _check_permission("spec.priority", spec.priority, call)
+        events = self._service.stream(spec, request_id=call.request_id, deadline=call.deadline, tenant=call.tenant)
         async with aclosing(events):
             async for event in events:
                 yield convert.write_event(event)
@@ -46,7 +51,8 @@ class GenerationServicer:
     @unary(pb.ScoreResponse)
     async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         spec = convert.read_score(request)
-        scores = await self._service.score(spec, request_id=call.request_id, deadline=call.deadline)
+        _check_permission("priority", spec.priority, call)
+        scores = await self._service.score(spec, request_id=call.request_id, deadline=call.deadline, tenant=call.tenant)
         return await asyncio.to_thread(convert.write_scores, scores)
 
     @unary(pb.ListModelsResponse)
@@ -59,3 +65,16 @@ class GenerationServicer:
     @unary(pb.GetModelResponse)
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         return pb.GetModelResponse(model=convert.write_model(self._service.model(request.name)))
+
+
+def _check_permission(field: str, priority: int, call: Call) -> None:
+    """Raises NOT_PERMITTED where the caller may not go before others."""
+    if priority > 0 and not call.may_raise_priority:
+        raise ArgosyError(
+            Reason.NOT_PERMITTED,
+            f"{field} {priority} needs an API key that may raise its priority; ask for 0 or less, "
+            "or have the key added to ARGOSY_PRIORITY_KEYS",
+            field=field,
+            limit=0,
+            value=priority,
+        )

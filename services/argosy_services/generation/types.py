@@ -60,7 +60,7 @@ class TextChoice:
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
     """What to generate. Empty `model` and `adapter` mean the default model and no adapter; an empty fingerprint is not
-    checked.
+    checked. `priority` and `cache_salt` are those of `engine.base.Request`.
     """
 
     prompt: Prompt
@@ -69,6 +69,8 @@ class GenerationSpec:
     options: Options = Options()
     form: Grammar | TextChoice | None = None
     tokenizer_fingerprint: str = ""
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ class ScoreSpec:
     model: str = ""
     adapter: str = ""
     tokenizer_fingerprint: str = ""
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

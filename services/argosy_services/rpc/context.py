@@ -19,12 +19,16 @@ _MILLISECONDS = re.compile(r"[0-9]{1,12}")
 class Call:
     """One call in progress.
 
-    `deadline` is a time of `time.monotonic()`, or None where the caller set none.
+    `deadline` is a time of `time.monotonic()`, or None where the caller set none. `tenant` is an opaque name for who
+    calls, the same for all calls with one API key and empty without keys; `may_raise_priority` tells whether it may go
+    before others. Both are known once the key was checked.
     """
 
     request_id: str
     deadline: float | None
     metadata: Mapping[str, str]
+    tenant: str = ""
+    may_raise_priority: bool = False
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, not below 0."""

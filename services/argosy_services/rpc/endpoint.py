@@ -19,7 +19,7 @@ import structlog
 from google.protobuf.message import Message
 
 from argosy_services import metrics
-from argosy_services.errors import ArgosyError, Reason
+from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 from argosy_services.rpc import status
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call, open_call
@@ -57,7 +57,7 @@ def unary(response: type[Resp]) -> Callable[[Callable[[Any, Any, Call], Awaitabl
         async def rpc(self: Servicer, request: Any, grpc_context: Any) -> Resp:
             with (
                 _observed(self, method.__name__, grpc_context) as attempt,
-                _admitted(self, request, attempt.call),
+                _admitted(self, request, attempt),
             ):
                 return await _in_time(lambda: method(self, request, attempt.call), attempt.call, self.gate)
             return response()
@@ -81,7 +81,7 @@ def stream(
         async def rpc(self: Servicer, request: Any, grpc_context: Any) -> AsyncIterator[Resp]:
             with (
                 _observed(self, method.__name__, grpc_context) as attempt,
-                _admitted(self, request, attempt.call, counted=not watch),
+                _admitted(self, request, attempt, counted=not watch),
             ):
                 async with aclosing(cast(AsyncGenerator[Resp], method(self, request, attempt.call))) as events:
                     step = functools.partial(anext, events, None)
@@ -133,12 +133,12 @@ def _observed(servicer: Servicer, method: str, grpc_context: Any) -> Iterator[_A
 
 
 @contextmanager
-def _admitted(servicer: Servicer, request: Any, call: Call, *, counted: bool = True) -> Iterator[None]:
-    """Refuses a call that may not or cannot be answered."""
-    servicer.auth.check(call)
+def _admitted(servicer: Servicer, request: Any, attempt: _Attempt, *, counted: bool = True) -> Iterator[None]:
+    """Refuses a call that may not or cannot be answered, and finds out who makes it."""
+    attempt.call = servicer.auth.check(attempt.call)
     with servicer.gate.admit(counted=counted):
-        if call.remaining() == 0:
-            raise _deadline_exceeded()
+        if attempt.call.remaining() == 0:
+            raise deadline_exceeded()
         if isinstance(request, MalformedRequest):
             raise ArgosyError(Reason.MALFORMED_MESSAGE, request.problem)
         yield
@@ -154,7 +154,7 @@ async def _in_time(step: Callable[[], Awaitable[T]], call: Call, gate: Gate, *, 
     except TimeoutError:
         if not limit.expired():
             raise
-        raise (draining() if gate.must_end(watch=watch) else _deadline_exceeded()) from None
+        raise (draining() if gate.must_end(watch=watch) else deadline_exceeded()) from None
 
 
 def _code_of_cancelled(call: Call, start: float) -> str:
@@ -171,12 +171,6 @@ def _internal(raised: Exception, call: Call, labels: dict[str, str]) -> ArgosyEr
         Reason.INTERNAL,
         f"internal error; the server's log has the cause under request id {call.request_id}",
         request_id=call.request_id,
-    )
-
-
-def _deadline_exceeded() -> ArgosyError:
-    return ArgosyError(
-        Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete; allow more time or ask for less"
     )
 
 

@@ -18,6 +18,7 @@ from argosy_services.agents.service import AgentsService
 from argosy_services.agents.servicer import AgentsServicer
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
+from argosy_services.agents.types import AgentSpec
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import MethodTable
 from argosy_services.rpc.gate import Gate
@@ -243,3 +244,10 @@ async def test_list_tools(stub: Stub) -> None:
         assert json.loads(tool.parameters_json_schema)["type"] == "object"
         token = listed.next_page_token
     assert (names, token) == (["calculator", "current_time"], "")
+
+
+async def test_an_agent_asks_in_the_name_of_its_caller(stage: Stage) -> None:
+    stage.model.texts = ["thinking", answer("done")]
+    async for _ in stage.service.run(AgentSpec(task="a"), tenant="somebody"):
+        pass
+    assert [completion.tenant for completion in stage.model.asked] == ["somebody"] * 2

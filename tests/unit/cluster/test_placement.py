@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,12 @@ def test_prompts_that_begin_alike_go_to_one_replica() -> None:
     assert all(order(views, asking(beginning))[0] == home for beginning, home in homes.items())
     assert {home[0] for home in homes.values()} == {"a", "b", "c"}
     assert all(len(home) == 1 for home in homes.values())
+
+
+def test_tenants_who_share_no_cache_share_no_home() -> None:
+    views = {name: ReplicaView() for name in "abc"}
+    homes = {order(views, replace(asking(1), tenant=str(tenant)))[0][0] for tenant in range(40)}
+    assert homes == {"a", "b", "c"}
 
 
 def test_a_replica_less_moves_only_its_own_prompts() -> None:

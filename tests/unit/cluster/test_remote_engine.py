@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -148,3 +149,23 @@ async def test_a_grammar_is_asked_until_a_replica_answers() -> None:
     with pytest.raises(ArgosyError) as refused:
         await asyncio.to_thread(engine.check_grammar, Grammar(GrammarKind.REGEX, "bad"))
     assert refused.value.reason is Reason.INVALID_GRAMMAR
+
+
+async def test_what_goes_on_keeps_its_standing_and_the_rest_of_its_time() -> None:
+    replicas = Replicas([2, 0])
+    engine = RemoteEngine(INFO, replicas)
+    finished = asyncio.Event()
+    engine.start(lambda batch: finished.set() if batch[-1].finish is not None else None)
+    asked = Request(
+        "a", prompt=[10], max_tokens=4, tenant="t", priority=-1, cache_salt="s", adapter="x", timeout_s=10.0
+    )
+    replicas.hold.clear()
+    engine.submit(asked)
+    await asyncio.sleep(0.05)
+    replicas.hold.set()
+    await asyncio.wait_for(finished.wait(), 5)
+    assert len(replicas.asked) == 3
+    for again in replicas.asked[1:]:
+        assert again.timeout_s is not None
+        assert 9.0 < again.timeout_s < 9.96
+        assert replace(again, id="a", generated=(), timeout_s=10.0) == asked

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from argosy_services.engine.base import Request, Sampling
-from argosy_services.engine.torch_engine.sampler import draw, uniform
+from argosy_services.engine.base import Request, Sampling, TokenLogprobs
+from argosy_services.engine.torch_engine.sampler import Sampler, uniform
 from argosy_services.engine.torch_engine.sequence import Sequence
+from argosy_services.engine.torch_engine.shaping import Forbidden, Row
 
 VOCAB = 50
 
@@ -27,6 +30,10 @@ def sequence(generated: tuple[int, ...] = (), *, min_tokens: int = 0, **sampling
     made = Sequence.of(request)
     made.tokens.extend(generated)
     return made
+
+
+def draw(batch: torch.Tensor, sequences: list[Sequence]) -> list[tuple[int, TokenLogprobs | None]]:
+    return Sampler().draw(batch, [Row(made) for made in sequences])
 
 
 def logits(rows: int = 1, seed: int = 0) -> torch.Tensor:
@@ -136,8 +143,111 @@ def test_a_seed_draws_the_same_in_any_company() -> None:
 
 
 def test_uniform_numbers_are_uniform_and_differ_by_position() -> None:
-    numbers = [uniform(seed, position) for seed in range(50) for position in range(200)]
-    assert all(0.0 <= number < 1.0 for number in numbers)
+    seeds, positions = [seed for seed in range(50) for _ in range(200)], [*range(200)] * 50
+    numbers = uniform([*seeds, 2**64 - 1], [*positions, 3])
+    assert ((numbers >= 0.0) & (numbers < 1.0)).all()
     assert len(set(numbers)) == len(numbers)
-    assert abs(sum(numbers) / len(numbers) - 0.5) < 0.01
-    assert math.isclose(uniform(1, 2), uniform(1, 2))
+    assert abs(numbers.mean() - 0.5) < 0.01
+    assert uniform([49], [199]) == numbers[-2]
+
+
+def one_by_one(row: torch.Tensor, made: Sequence, ahead: tuple[int, ...] = ()) -> int:
+    """The whole of sampling by its definition, for one row, in plain Python."""
+    sampling, request = made.request.sampling, made.request
+    tokens = [*made.tokens, *ahead]
+    answer = tokens[len(request.prompt) :]
+    values = row.tolist()
+    for token in set(tokens):
+        penalty = sampling.repetition_penalty
+        values[token] = values[token] / penalty if values[token] > 0 else values[token] * penalty
+    for token in set(answer):
+        values[token] -= sampling.presence_penalty + sampling.frequency_penalty * answer.count(token)
+    for token, bias in sampling.logit_bias.items():
+        values[token] += bias
+    if len(answer) < request.min_tokens:
+        for token in request.stop_token_ids:
+            values[token] = -math.inf
+    order = sorted(range(VOCAB), key=lambda token: (-values[token], token))
+    if sampling.temperature == 0:
+        return order[0]
+    order = order[: sampling.top_k or VOCAB]
+    weights = {token: math.exp((values[token] - values[order[0]]) / sampling.temperature) for token in order}
+    total, before, kept = sum(weights.values()), 0.0, []
+    for token in order:
+        if kept and before / total >= sampling.top_p:
+            break
+        kept.append(token)
+        before += weights[token]
+    left = {token: weights[token] for token in kept if weights[token] >= sampling.min_p}
+    target = float(uniform([sampling.seed], [len(answer)])[0]) * sum(left.values())
+    for token in sorted(left):
+        target -= left[token]
+        if target < 0:
+            return token
+    raise AssertionError("the weights do not reach their sum")
+
+
+def some_sampling() -> st.SearchStrategy[Sampling]:
+    return st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.6, 1.0, 3.0]),
+        top_k=st.sampled_from([0, 1, 4, 20, 49]),
+        top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
+        min_p=st.sampled_from([0.0, 0.05, 0.5]),
+        repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
+        presence_penalty=st.sampled_from([0.0, 0.8, -0.5]),
+        frequency_penalty=st.sampled_from([0.0, 0.4]),
+        logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 2.0]), max_size=3),
+        seed=st.integers(0, 2**64 - 1),
+        logprobs=st.sampled_from([None, 0, 3]),
+    )
+
+
+@given(
+    samplings=st.lists(some_sampling(), min_size=1, max_size=6),
+    answers=st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=8), min_size=6, max_size=6),
+    aheads=st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=3), min_size=6, max_size=6),
+    min_tokens=st.integers(0, 6),
+    seed=st.integers(0, 1000),
+)
+def test_every_row_of_a_mixed_batch_follows_the_definition(
+    samplings: list[Sampling], answers: list[list[int]], aheads: list[list[int]], min_tokens: int, seed: int
+) -> None:
+    rows = []
+    for sampling, answer, ahead in zip(samplings, answers, aheads, strict=False):
+        request = Request("r", [3, 4, 3], 99, sampling, min_tokens=min_tokens, stop_token_ids=frozenset({0, 7}))
+        made = Sequence.of(request)
+        made.tokens.extend(answer)
+        rows.append(Row(made, tuple(ahead)))
+    batch = logits(len(rows), seed)
+    expected = [one_by_one(line, row.sequence, row.ahead) for line, row in zip(batch, rows, strict=True)]
+    assert [token for token, _ in Sampler().draw(batch, rows)] == expected
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.999}, {"top_k": 700}, {"top_k": 300, "top_p": 0.99}, {"top_p": 0.3}])
+def test_cuts_beyond_the_likeliest_candidates_are_those_of_a_full_sort(sampling: dict[str, Any]) -> None:
+    vocab = 6000
+    row = torch.randn(vocab, generator=torch.Generator().manual_seed(1)).mul(0.4).round(decimals=2)  # With many ties.
+    ordered, order = row.sort(descending=True, stable=True)
+    kept = torch.arange(vocab) < sampling.get("top_k", vocab)
+    chances = torch.softmax(ordered.masked_fill(~kept, -math.inf).double(), -1)
+    kept &= chances.cumsum(0) - chances < sampling.get("top_p", 1.0)
+    weights = torch.zeros(vocab, dtype=torch.float64)
+    weights[order[kept]] = chances[kept]
+    cumulative = weights.cumsum(0)
+    seeds = range(300)
+    targets = torch.from_numpy(uniform([*seeds], [0] * len(seeds))) * cumulative[-1]
+    expected = torch.searchsorted(cumulative, targets, right=True).tolist()
+    drawn = [token for token, _ in draw(row.repeat(len(seeds), 1), [sequence(seed=seed, **sampling) for seed in seeds])]
+    # Sums in float32 and float64 may part by one token at an edge.
+    assert sum(one != other for one, other in zip(drawn, expected, strict=True)) <= 2
+
+
+def test_a_grammar_comes_before_the_minimum_length() -> None:
+    only_the_stop_token = torch.ones(1, VOCAB, dtype=torch.bool)
+    only_the_stop_token[0, 0] = False
+    rows = [Row(sequence(temperature=0.0, min_tokens=5)), Row(sequence(temperature=0.0))]
+    batch = logits(2)
+    expected = int(batch[1].argmax())
+    drawn = Sampler().draw(batch, rows, Forbidden([0], only_the_stop_token))
+    assert [token for token, _ in drawn] == [0, expected]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
+from typing import Any
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argosy_services.engine.base import Request
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
-from argosy_services.engine.torch_engine.scheduler import Scheduler
+from argosy_services.engine.torch_engine.scheduler import DECODE_WEIGHT, Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
 
@@ -16,8 +20,8 @@ BLOCK = 4
 BLOCKS = 12
 
 
-def sequence(name: str, prompt: int, answer: int, token: int = 1, adapter: str | None = None) -> Sequence:
-    return Sequence.of(Request(id=name, prompt=[token] * prompt, max_tokens=answer, adapter=adapter))
+def sequence(name: str, prompt: int, answer: int, token: int = 1, **more: Any) -> Sequence:
+    return Sequence.of(Request(id=name, prompt=[token] * prompt, max_tokens=answer, **more))
 
 
 def run_step(scheduler: Scheduler) -> list[Work]:
@@ -35,24 +39,43 @@ def run_step(scheduler: Scheduler) -> list[Work]:
     return work
 
 
+LOADS = st.tuples(st.integers(1, 30), st.integers(1, 18), st.sampled_from("ab"), st.integers(-2, 2))
+
+
+@settings(deadline=None)
 @given(
-    loads=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 18)), min_size=1, max_size=12),
+    loads=st.lists(LOADS, min_size=1, max_size=12),
+    at_first=st.integers(0, 12),
     max_batch=st.integers(1, 6),
     budget=st.integers(1, 24),
     cancels=st.sets(st.integers(0, 11)),
 )
-def test_every_load_finishes(loads: list[tuple[int, int]], max_batch: int, budget: int, cancels: set[int]) -> None:
+def test_every_load_finishes(
+    loads: list[tuple[int, int, str, int]], at_first: int, max_batch: int, budget: int, cancels: set[int]
+) -> None:
     scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK), max_batch=max_batch, max_step_tokens=budget)
-    # Some share their prompts, some only the tokens and not the adapter.
+    # Some share their prompts, some only the tokens and not the adapter or the tenant.
     sequences = [
-        sequence(str(index), *load, token=1 + index % 2, adapter="a" if index % 3 else None)
-        for index, load in enumerate(loads)
+        sequence(
+            str(index),
+            prompt,
+            answer,
+            token=1 + index % 2,
+            adapter="a" if index % 3 else None,
+            tenant=tenant,
+            priority=priority,
+        )
+        for index, (prompt, answer, tenant, priority) in enumerate(loads)
     ]
-    for item in sequences:
-        scheduler.add(item)
+    coming = list(reversed(sequences))
     for step in range(20_000):
-        if not (scheduler.running or scheduler.waiting):
+        # Some are there at first, the others come one a step.
+        while coming and len(sequences) - len(coming) < at_first + step:
+            scheduler.add(coming.pop())
+        if not (scheduler.running or scheduler.waiting or coming):
             break
+        if not (scheduler.running or scheduler.waiting):
+            continue
         work = run_step(scheduler)
         assert work, "there was work to do and none was scheduled"
         assert sum(item.count for item in work) <= budget
@@ -66,6 +89,7 @@ def test_every_load_finishes(loads: list[tuple[int, int]], max_batch: int, budge
     assert not scheduler.running
     assert not scheduler.waiting
     assert scheduler.blocks.in_use == 0
+    assert (len(scheduler._deadlines), scheduler.waiting_tokens) == (0, 0)
     for index, item in enumerate(sequences):
         assert index in cancels or item.generated == loads[index][1]
 
@@ -141,3 +165,167 @@ def test_prefixes_are_not_shared_when_told_not_to() -> None:
         scheduler.add(item)
         run_step(scheduler)
         assert item.cached == 0
+
+
+@pytest.mark.parametrize(
+    "other", [{"tenant": "b"}, {"cache_salt": "mine"}, {"adapter": "x"}, {"tenant": "a1", "cache_salt": ""}]
+)
+def test_nobody_finds_what_another_namespace_has_computed(other: dict[str, str]) -> None:
+    scheduler = Scheduler(BlockAllocator(20, BLOCK), max_batch=4, max_step_tokens=64)
+    for of, cached in (({"tenant": "a"}, 0), (other, 0), (other, 8), ({"tenant": "a"}, 8)):
+        item = sequence("x", 11, 1, **of)
+        scheduler.add(item)
+        run_step(scheduler)
+        assert item.cached == cached
+
+
+def test_a_salt_cannot_make_one_namespace_of_another() -> None:
+    def namespace(adapter: str | None, tenant: str, salt: str) -> str:
+        return Request("x", [1], 1, adapter=adapter, tenant=tenant, cache_salt=salt).namespace
+
+    parts = (None, "a", "0:", "1:a", "1:", "a1:b", "11:a")
+    named = {namespace(adapter, tenant or "", salt or "") for adapter in parts for tenant in parts for salt in parts}
+    assert len(named) == len(parts) ** 3
+
+
+def test_a_higher_priority_puts_lower_ones_back_and_no_equal_ones() -> None:
+    scheduler = Scheduler(BlockAllocator(100, BLOCK), max_batch=3, max_step_tokens=64)
+    running = [sequence("old", 3, 30), sequence("low", 3, 30, priority=-1), sequence("young", 3, 30)]
+    for item in running:
+        scheduler.add(item)
+    run_step(scheduler)
+    equal = sequence("equal", 3, 30)
+    scheduler.add(equal)
+    work = run_step(scheduler)
+    assert [item.sequence.request.id for item in work] == ["old", "young", "equal"]
+    assert list(scheduler.waiting) == [running[1]]
+    scheduler.add(sequence("another", 3, 30))
+    run_step(scheduler)
+    assert scheduler.preemptions == 1
+    scheduler.add(sequence("high", 3, 30, priority=1))
+    work = run_step(scheduler)
+    # Of equals the youngest.
+    assert [item.sequence.request.id for item in work] == ["old", "young", "high"]
+    assert scheduler.preemptions == 2
+
+
+def test_a_higher_priority_does_not_wait_for_a_long_prompt() -> None:
+    scheduler = Scheduler(BlockAllocator(100, BLOCK), max_batch=4, max_step_tokens=8)
+    scheduler.add(sequence("long", 80, 1))
+    run_step(scheduler)
+    scheduler.add(sequence("equal", 5, 1))
+    assert [item.sequence.request.id for item in run_step(scheduler)] == ["long"]
+    scheduler.add(sequence("high", 5, 1, token=2, priority=1))
+    assert [(item.sequence.request.id, item.count) for item in run_step(scheduler)] == [("high", 5), ("long", 3)]
+
+
+def test_the_most_served_tenant_is_put_back_when_blocks_run_out() -> None:
+    scheduler = Scheduler(BlockAllocator(6, BLOCK), max_batch=4, max_step_tokens=64)
+    greedy, modest = sequence("greedy", 12, 12, tenant="a"), sequence("modest", 7, 9, tenant="b")
+    scheduler.add(greedy)
+    scheduler.add(modest)
+    while not scheduler.preemptions:
+        run_step(scheduler)
+    assert list(scheduler.running) == [modest]
+    assert list(scheduler.waiting) == [greedy]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("aab"), st.integers(1, 20), st.integers(1, 12)), min_size=20, max_size=60),
+    st.integers(1, 6),
+    st.integers(4, 24),
+)
+def test_tenants_that_both_wait_are_served_alike(
+    loads: list[tuple[str, int, int]], max_batch: int, budget: int
+) -> None:
+    """The bound of Sheng et al. (2024), theorem 4.4, and the one prompt more of whoever has its turn."""
+    scheduler = Scheduler(
+        BlockAllocator(BLOCKS, BLOCK, share_prefixes=False), max_batch=max_batch, max_step_tokens=budget
+    )
+    for at, (tenant, prompt, answer) in enumerate(sorted(loads)):
+        scheduler.add(sequence(str(at), prompt, answer, tenant=tenant))
+    bound = 2 * max(20, DECODE_WEIGHT * BLOCKS * BLOCK) + 20
+    while all(any(item.request.tenant == tenant for item in scheduler.waiting) for tenant in "ab"):
+        run_step(scheduler)
+        assert abs(scheduler.waiting.served("a") - scheduler.waiting.served("b")) <= bound
+
+
+def test_a_flood_of_one_tenant_does_not_hold_up_another() -> None:
+    scheduler = Scheduler(BlockAllocator(200, BLOCK), max_batch=4, max_step_tokens=64)
+    for at in range(100):
+        scheduler.add(sequence(f"flood {at}", 8, 8, tenant="a", token=at))
+    for _ in range(20):
+        run_step(scheduler)
+    late = sequence("late", 8, 8, tenant="b")
+    scheduler.add(late)
+    steps = 0
+    while late in scheduler.waiting or late in scheduler.running:
+        run_step(scheduler)
+        steps += 1
+    # One finishes, it comes in, it says its eight tokens.
+    assert steps <= 8 + 8 + 1
+
+
+def test_what_is_computed_again_is_charged_once() -> None:
+    scheduler = Scheduler(BlockAllocator(4, BLOCK, share_prefixes=False), max_batch=4, max_step_tokens=64)
+    for name in "ab":
+        scheduler.add(sequence(name, 7, 9, tenant=name))
+    while scheduler.running or scheduler.waiting:
+        run_step(scheduler)
+    assert scheduler.preemptions
+    # The last token is drawn and not computed.
+    assert [scheduler.waiting.served(name) for name in "ab"] == [7 + 8 * DECODE_WEIGHT] * 2
+
+
+def test_what_was_found_costs_nothing() -> None:
+    scheduler = Scheduler(BlockAllocator(20, BLOCK), max_batch=4, max_step_tokens=64)
+    charges = [0]
+    for _ in range(2):
+        scheduler.add(sequence("x", 11, 1))
+        run_step(scheduler)
+        charges.append(scheduler.waiting.served(""))
+    assert [after - before for before, after in pairwise(charges)] == [11, 3]
+
+
+def test_what_nobody_waits_for_is_given_up() -> None:
+    scheduler = Scheduler(BlockAllocator(100, BLOCK), max_batch=1, max_step_tokens=64)
+    running, waiting = sequence("running", 3, 30, timeout_s=20.0), sequence("waiting", 3, 30, timeout_s=10.0)
+    patient, gone = sequence("patient", 3, 30), sequence("gone", 3, 30, timeout_s=1.0)
+    for item in (running, waiting, patient, gone):
+        scheduler.add(item)
+    run_step(scheduler)
+    scheduler.remove(gone)
+    arrived = running.arrived
+    assert scheduler.expired(arrived + 9) == []
+    assert scheduler.expired(arrived + 11) == [waiting]
+    scheduler.remove(waiting)
+    assert scheduler.expired(arrived + 1000) == [running]
+    scheduler.remove(running)
+    assert list(scheduler.waiting) == [patient]
+    assert scheduler.blocks.in_use == 0
+
+
+def test_a_prompt_that_fills_the_cache_is_scored() -> None:
+    scheduler = Scheduler(BlockAllocator(4, BLOCK), max_batch=4, max_step_tokens=64)
+    scheduler.add(sequence("full", 4 * BLOCK, 0, score_from=1))
+    assert [item.count for item in scheduler.schedule()] == [4 * BLOCK]
+
+
+def test_a_long_queue_makes_no_slow_steps() -> None:
+    def step_s(waiting: int) -> float:
+        scheduler = Scheduler(BlockAllocator(4096, 16), max_batch=64, max_step_tokens=512)
+        for at in range(64 + waiting):
+            scheduler.add(sequence(str(at), 40, 400, tenant=str(at % 10), priority=at % 3, token=at))
+        times = []
+        for _ in range(60):
+            start = time.perf_counter()
+            work = scheduler.schedule()
+            scheduler.advance(work)
+            times.append(time.perf_counter() - start)
+            for item in work:
+                if item.completes:
+                    item.sequence.tokens.append(2)
+        return min(times[20:])
+
+    assert step_s(5_000) < 3 * step_s(10)

@@ -80,3 +80,10 @@ async def test_models_are_checked(stage: Stage) -> None:
     with pytest.raises(ArgosyError) as refused:
         model.check_model("gpt-17")
     assert refused.value.reason is Reason.MODEL_NOT_FOUND
+
+
+async def test_the_tenant_is_that_of_the_run(stage: Stage) -> None:
+    stage.says("x")
+    model = LocalChatModel(stage.service)
+    assert [chunk async for chunk in model.complete(replace(COMPLETION, tenant="somebody"))]
+    assert stage.engine.submitted[0].tenant == "somebody"

@@ -37,9 +37,9 @@ LONG = "on and on " * 40
 
 
 @asynccontextmanager
-async def served(stage: Stage) -> AsyncIterator[str]:
+async def served(stage: Stage, auth: Authenticator | None = None) -> AsyncIterator[str]:
     """A server with this one service; gives its address."""
-    gate, auth = Gate(), Authenticator()
+    gate, auth = Gate(), auth or Authenticator()
     gate.open()
     methods = MethodTable(gate, auth)
     servicer = GenerationServicer(stage.service, gate, auth)
@@ -190,6 +190,9 @@ async def test_models(stub: Stub, stage: Stage) -> None:
         (spec(sampling=Sampling(max_tokens=0)), "INVALID_FIELD", {"field": "spec.sampling.max_tokens"}),
         (spec(sampling=Sampling(top_p=float("nan"))), "INVALID_FIELD", {"field": "spec.sampling.top_p"}),
         (spec(sampling=Sampling(max_tokens=600)), "PROMPT_TOO_LONG", {"field": "spec.prompt", "limit": "512"}),
+        (spec(priority=3), "INVALID_FIELD", {"field": "spec.priority", "value": "3"}),
+        (spec(priority=-3), "INVALID_FIELD", {"field": "spec.priority", "value": "-3"}),
+        (spec(cache_salt="é" * 129), "INPUT_TOO_LARGE", {"field": "spec.cache_salt", "limit": "256", "value": "258"}),
         (spec(model="gpt-17"), "MODEL_NOT_FOUND", {"model": "gpt-17"}),
         (spec(adapter="parrot"), "ADAPTER_NOT_FOUND", {"adapter": "parrot"}),
         (spec(tokenizer_fingerprint="0"), "TOKENIZER_MISMATCH", {"value": "0"}),
@@ -289,3 +292,51 @@ async def test_one_callers_request_id_twice_at_once_is_no_harm(stub: Stub, stage
     answers = await asyncio.gather(*(stub.Generate(GenerateRequest(spec=spec()), metadata=metadata) for _ in range(8)))
     assert {answer.choices[0].text for answer in answers} == {"same for both"}
     assert {answer.origin.request_id for answer in answers} == {"twice"}
+
+
+async def test_tenant_priority_salt_and_deadline_reach_the_engine(stage: Stage) -> None:
+    keys = ["an-ordinary-key", "an-important-key"]
+    tenants = set()
+    async with (
+        served(stage, Authenticator(keys, priority_keys=keys[1:])) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        for key, priority in zip(keys, (-2, 2), strict=True):
+            stage.engine.submitted.clear()
+            stage.says("one two")
+            given = {"metadata": (("authorization", f"Bearer {key}"),), "timeout": 30}
+            asked = spec(priority=priority, cache_salt="pepper")
+            await Stub(channel).Generate(GenerateRequest(spec=asked), **given)
+            assert [event async for event in Stub(channel).StreamGenerate(StreamGenerateRequest(spec=asked), **given)]
+            stage.scripts[:] = [Script([5])]
+            item = ScoreItem(context_text="a", continuation_text="b")
+            await Stub(channel).Score(ScoreRequest(items=[item], priority=priority, cache_salt="pepper"), **given)
+            assert len(stage.engine.submitted) == 3
+            for request in stage.engine.submitted:
+                assert (request.priority, request.cache_salt) == (priority, "pepper")
+                assert request.timeout_s is not None
+                # It travels rounded up.
+                assert 25 < request.timeout_s < 30.5
+                tenants.add(request.tenant)
+    assert len(tenants) == 2
+    assert not any(key in tenant for key in keys for tenant in tenants)
+
+
+async def test_an_ordinary_key_may_not_go_before_others(stage: Stage) -> None:
+    async with (
+        served(stage, Authenticator(["an-ordinary-key"])) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        header = (("authorization", "Bearer an-ordinary-key"),)
+        item = ScoreItem(context_text="a", continuation_text="b")
+        calls = {
+            "spec.priority": Stub(channel).Generate(GenerateRequest(spec=spec(priority=1)), metadata=header),
+            "priority": Stub(channel).Score(ScoreRequest(items=[item], priority=1), metadata=header),
+        }
+        for field, call in calls.items():
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            info = error_info(refused.value)
+            assert (info.reason, info.metadata["field"], info.metadata["limit"]) == ("NOT_PERMITTED", field, "0")
+    assert stage.engine.submitted == []

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from structlog.testing import capture_logs
 
 from argosy.api.agents.v1 import agents_service_pb2 as agents_pb
+from argosy.api.embeddings.v1 import embeddings_service_pb2 as embeddings_pb
 from argosy_services import metrics
 from argosy_services.errors import ArgosyError, Reason, invalid_field
 from argosy_services.rpc.status import DETAILS_KEY
@@ -420,3 +421,20 @@ async def test_one_line_is_logged_for_each_call(wire: Wire) -> None:
         "request_id": "abc-5",
     }
     assert (second["code"], second["reason"]) == ("UNAUTHENTICATED", "INVALID_CREDENTIALS")
+
+
+async def test_the_method_learns_whose_key_it_was(wire: Wire) -> None:
+    seen = []
+
+    async def look(request: Any, call: Any) -> Any:
+        seen.append(call.tenant)
+        return embeddings_pb.EmbedResponse()
+
+    async def look_and_tell(request: Any, call: Any) -> AsyncIterator[Any]:
+        seen.append(call.tenant)
+        yield agents_pb.RunAgentResponse(sequence=1)
+
+    wire.servicer.answer, wire.servicer.answers = look, look_and_tell
+    await wire.ask()
+    await collect(wire.tell())
+    assert seen[0] == seen[1] != ""

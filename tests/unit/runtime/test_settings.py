@@ -80,6 +80,14 @@ def test_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [key.get_secret_value() for key in Settings().api_keys] == [KEY, "another-good-key"]
 
 
+def test_keys_that_go_before_others_are_among_the_keys() -> None:
+    keys = (SecretStr(KEY), SecretStr("another-good-key"))
+    assert Settings(api_keys=keys, priority_keys=keys[1:]).priority_keys == keys[1:]
+    with pytest.raises(ValidationError, match="not one of api_keys") as caught:
+        Settings(api_keys=keys[:1], priority_keys=keys[1:])
+    assert "another-good-key" not in str(caught.value)
+
+
 @pytest.mark.parametrize("keys", ["short", "with a space in it", "not-ascii-é"])
 def test_weak_keys_are_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
     monkeypatch.setenv("ARGOSY_API_KEYS", keys)
@@ -99,6 +107,19 @@ def test_no_error_and_no_dump_shows_a_key() -> None:
 def test_a_certificate_needs_its_key() -> None:
     with pytest.raises(ValidationError, match="set together"):
         Settings(tls_certificate=Path("certificate.pem"))
+
+
+@pytest.mark.parametrize(
+    ("generation", "named"),
+    [
+        ({"speculation": "draft"}, "draft_model"),
+        ({"engine": "tensorrt_llm", "draft_model": "small"}, "engine torch"),
+        ({"engine": "tensorrt_llm", "speculation": "prompt_lookup"}, "engine torch"),
+    ],
+)
+def test_guessing_ahead_needs_what_guesses(generation: dict[str, str], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Settings(generation=generation)  # type: ignore[arg-type]
 
 
 def test_every_setting_is_described() -> None:

@@ -219,3 +219,14 @@ async def test_one_model(face: Face) -> None:
         max_adapter_rank=64,
         is_default=True,
     )
+
+
+def test_priority_and_salt_are_fields_of_the_request() -> None:
+    assert spec(priority=-2, cache_salt="a") == generation_pb2.GenerationSpec(text="x", priority=-2, cache_salt="a")
+    with pytest.raises(TypeError, match="priority"):
+        spec(priority="high")
+
+
+async def test_scores_have_a_standing_as_well(face: Face, server: ScriptedServer) -> None:
+    await face.call(lambda c: c.generation.score([("a", "b")], priority=-1, cache_salt="s"))
+    assert (server.calls[0].request.priority, server.calls[0].request.cache_salt) == (-1, "s")

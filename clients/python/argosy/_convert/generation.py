@@ -32,6 +32,7 @@ from argosy.types.generation import (
 )
 
 _FORMS = ("json_schema", "regex", "lark", "choice")
+_STANDING = {"priority", "cache_salt"}
 _SAMPLING = SamplingOptions.__annotations__.keys()
 
 
@@ -46,6 +47,8 @@ def spec(prompt: Prompt, options: GenerateOptions) -> pb.GenerationSpec:
         adapter=given.pop("adapter", ""),
         tokenizer_fingerprint=given.pop("tokenizer_fingerprint", ""),
     )
+    for name in _STANDING & given.keys():
+        common.set_field(message, name, given.pop(name), name=name)
     _set_prompt(message, prompt, given.pop("tools", ()))
     _set_form(message, {form: given.pop(form) for form in _FORMS if form in given})
     for name, value in given.items():
@@ -189,10 +192,18 @@ class TextReader:
 
 
 def score_request(
-    items: Sequence[tuple[TextOrTokens, TextOrTokens]], *, model: str, adapter: str, tokenizer_fingerprint: str
+    items: Sequence[tuple[TextOrTokens, TextOrTokens]],
+    *,
+    model: str,
+    adapter: str,
+    tokenizer_fingerprint: str,
+    priority: int,
+    cache_salt: str,
 ) -> rpc.ScoreRequest:
     """Pairs of context and continuation."""
     request = rpc.ScoreRequest(model=model, adapter=adapter, tokenizer_fingerprint=tokenizer_fingerprint)
+    common.set_field(request, "priority", priority, name="priority")
+    common.set_field(request, "cache_salt", cache_salt, name="cache_salt")
     for position, (context, continuation) in enumerate(items):
         item = request.items.add()
         _set_part(item, "context", context, position)

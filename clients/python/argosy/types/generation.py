@@ -41,12 +41,18 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class GenerateOptions(SamplingOptions, total=False):
-    """What `generate` and `stream` take beside the prompt. At most one of the last four gives the answer's form."""
+    """What `generate` and `stream` take beside the prompt. At most one of the last four gives the answer's form.
+
+    `priority` (-2 to 2) goes before everything else where there is not room for all; above 0 it needs a key that may
+    raise it. Calls with different `cache_salt` share no computed beginnings of prompts.
+    """
 
     model: str
     adapter: str
     tools: Sequence[Tool]
     tokenizer_fingerprint: str
+    priority: int
+    cache_salt: str
     json_schema: str | Mapping[str, Any]
     regex: str
     lark: str

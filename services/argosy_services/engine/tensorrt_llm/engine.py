@@ -16,6 +16,7 @@ from argosy_services.engine.base import (
     StepCallback,
     StepOutput,
 )
+from argosy_services.engine.door import Limits
 from argosy_services.engine.tensorrt_llm import device, options
 from argosy_services.engine.tensorrt_llm.checkpoint import Checkpoint, read_checkpoint
 from argosy_services.engine.tensorrt_llm.grammar import GrammarCheck, require_supported
@@ -48,6 +49,7 @@ class TensorRtEngine:
         self._model = model
         self._settings = settings
         self.max_waiting = settings.max_waiting
+        self.max_waiting_tokens = settings.max_waiting_tokens
         self._checkpoint = checkpoint
         self._library = library
         self._manifest = manifest
@@ -119,15 +121,7 @@ class TensorRtEngine:
         thread = self._running()
         self._check_size(request)
         self._check_abilities(request)
-        limit = self._settings.max_batch + self.max_waiting
-        if not thread.offer(request, limit):
-            raise ArgosyError(
-                Reason.QUEUE_FULL,
-                f"{limit} sequences run or wait already, and no more are taken; retry later",
-                limit=limit,
-                value=limit,
-                retry_after_s=1.0,
-            )
+        thread.offer(request, Limits(self._settings.max_batch + self.max_waiting, self.max_waiting_tokens))
 
     def cancel(self, request_id: str) -> None:
         """Has the library abort a sequence."""

@@ -23,7 +23,7 @@ class GrammarCheck:
     def check(self, grammar: Grammar) -> None:
         """Raises INVALID_GRAMMAR, or NOT_SUPPORTED for Lark."""
         require_supported(grammar)
-        self._compiler.matcher(grammar)
+        self._compiler.check(grammar)
 
 
 def guided_decoding(library: Library, grammar: Grammar) -> Any:

@@ -13,12 +13,13 @@ import structlog
 
 from argosy_services import metrics
 from argosy_services.engine.base import AdapterWeights, EngineStats, Request, StepCallback, StepOutput
+from argosy_services.engine.door import Door, Limits
 from argosy_services.engine.tensorrt_llm.lora import AdapterIds
 from argosy_services.engine.tensorrt_llm.restart import Restarts, shut_down
 from argosy_services.engine.tensorrt_llm.stats import Statistics
 from argosy_services.engine.tensorrt_llm.stream import Context, Stream
 from argosy_services.engine.tensorrt_llm.warmup import warm_up
-from argosy_services.errors import ArgosyError, Reason
+from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 
 log = structlog.get_logger("argosy.engine")
 
@@ -52,7 +53,7 @@ class EngineThread(threading.Thread):
         self._statistics = Statistics()
         self._asked = False
         self._lock = threading.Lock()
-        self._live = 0
+        self._door = Door()
         self._closing: ArgosyError | None = None
         self._running = threading.Event()
         self.stats = self._picture()
@@ -69,16 +70,13 @@ class EngineThread(threading.Thread):
         """Whether requests are taken: not while the library is being made anew, nor after the last attempt."""
         return self.is_alive() and self._closing is None and self._llm is not None
 
-    def offer(self, request: Request, limit: int) -> bool:
-        """Has a sequence run, unless `limit` sequences are here already. Raises ENGINE_FAILED."""
+    def offer(self, request: Request, limits: Limits) -> None:
+        """Has a sequence run. Raises QUEUE_FULL or ENGINE_FAILED."""
         with self._lock:
             if not self.healthy:
                 raise not_running() from self.fault
-            if self._live >= limit:
-                return False
-            self._live += 1
+            self._door.enter(request, limits)
             self._loop.call_soon_threadsafe(self._submit, request)
-        return True
 
     def cancel(self, request_id: str) -> None:
         """Ends a sequence without an output."""
@@ -130,11 +128,16 @@ class EngineThread(threading.Thread):
         else:
             self._streams[request.id] = stream
             self._asked = True
+            timer = (
+                None
+                if request.timeout_s is None
+                else self._loop.call_later(request.timeout_s, stream.end, deadline_exceeded())
+            )
             task = self._spawn(self._run(stream, self._llm, adapter))
             # Not in the task itself: one that is cancelled before its first turn never runs.
-            task.add_done_callback(lambda _: self._done(stream))
+            task.add_done_callback(lambda _: self._done(stream, timer))
             return
-        self._release()
+        self._release(request)
 
     async def _run(self, stream: Stream, llm: Any, adapter: Any) -> None:
         try:
@@ -148,10 +151,12 @@ class EngineThread(threading.Thread):
             if stream.started:
                 self._restarts.succeeded()
 
-    def _done(self, stream: Stream) -> None:
+    def _done(self, stream: Stream, timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
         if self._streams.get(stream.request.id) is stream:
             del self._streams[stream.request.id]
-        self._release()
+        self._release(stream.request)
 
     def _cancel(self, request_id: str, asked: float) -> None:
         stream = self._streams.get(request_id)
@@ -241,6 +246,9 @@ class EngineThread(threading.Thread):
     # Outputs.
 
     def _emit(self, output: StepOutput) -> None:
+        if output.timings is not None:
+            # Only its first token shows that a request has left the library's queue.
+            self._door.start(output.request_id)
         if not self._outputs:
             # Runs in the loop's next turn, after everything that this one brings.
             self._loop.call_soon(self._hand_out)
@@ -252,9 +260,8 @@ class EngineThread(threading.Thread):
             outputs, self._outputs = self._outputs, []
             self._on_step(outputs)
 
-    def _release(self) -> None:
-        with self._lock:
-            self._live -= 1
+    def _release(self, request: Request) -> None:
+        self._door.leave(request.id)
         self.stats = self._picture()
 
     def _picture(self) -> EngineStats:

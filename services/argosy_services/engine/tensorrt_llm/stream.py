@@ -90,8 +90,7 @@ class Stream:
                 sampling_params=sampling_params(library, request, self._context.info),
                 lora_request=lora,
                 streaming=True,
-                # Positions that come out of the cache have no log-probabilities: nobody shares this salt.
-                cache_salt=request.id if request.score_from is not None else None,
+                cache_salt=_salt(request),
             )
         except (ValueError, TypeError, library.request_error) as error:
             raise refused(error) from error
@@ -187,6 +186,14 @@ class Stream:
         # The library does not tell when a request left its queue: waiting is part of the time to the first token.
         first = self._first_token or now
         return Timings(prefill_s=first - self._submitted, decode_s=now - first)
+
+
+def _salt(request: Request) -> str | None:
+    """Requests share computed beginnings with those of the same salt only."""
+    if request.score_from is not None:
+        # Positions that come out of the cache have no log-probabilities: nobody shares this one.
+        return request.id
+    return request.namespace if request.tenant or request.cache_salt else None
 
 
 def lora_request(library: Library, adapter: LoadedAdapter) -> Any:

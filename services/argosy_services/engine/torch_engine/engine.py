@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from argosy_services.engine.base import (
@@ -16,17 +17,30 @@ from argosy_services.engine.base import (
     Request,
     StepCallback,
 )
+from argosy_services.engine.door import Limits
 from argosy_services.engine.torch_engine.architectures import read_config
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
 from argosy_services.engine.torch_engine.loop import EngineLoop, Parts, not_running
 from argosy_services.engine.torch_engine.lora.reader import read_peft_adapter
+from argosy_services.engine.torch_engine.masks import MaskMaker
 from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.runners import Loaded, cores, load_runner
+from argosy_services.engine.torch_engine.sampler import Sampler
 from argosy_services.engine.torch_engine.scheduler import Scheduler
+from argosy_services.engine.torch_engine.speculation.draft_model import DraftModel
+from argosy_services.engine.torch_engine.speculation.speculator import Speculator
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import GenerationSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A model that guesses tokens, and how long the sequences are at most that it takes."""
+
+    loaded: Loaded
+    context: int
 
 
 class TorchEngine:
@@ -38,6 +52,7 @@ class TorchEngine:
         settings: GenerationSettings,
         loaded: Loaded,
         *,
+        draft: Draft | None,
         shapes: Mapping[str, tuple[int, int]],
         info: EngineInfo,
         grammars: GrammarCompiler,
@@ -46,15 +61,20 @@ class TorchEngine:
         self._model = model
         self._settings = settings
         self.max_waiting = settings.max_waiting
+        self.max_waiting_tokens = settings.max_waiting_tokens
         self._loaded = loaded
+        self._draft = draft
         self._shapes = shapes
         self._grammars = grammars
         self._loop: EngineLoop | None = None
 
     @classmethod
-    def load(cls, model: LocalModel, settings: GenerationSettings, tokenizer_json: str) -> TorchEngine:
-        """Reads a checkpoint. Raises UnsupportedModelError."""
+    def load(
+        cls, model: LocalModel, settings: GenerationSettings, tokenizer_json: str, draft: LocalModel | None = None
+    ) -> TorchEngine:
+        """Reads a checkpoint, and that of a draft model. Raises UnsupportedModelError."""
         config = read_config(model.path)
+        grammars = GrammarCompiler(tokenizer_json, config.vocab_size, config.eos_token_ids)
         limits = (settings.max_context_tokens or config.max_positions, config.max_positions, _cache_tokens(settings))
         context = min(limits)
         loaded = load_runner(model.path, config, settings, context)
@@ -70,8 +90,15 @@ class TorchEngine:
             max_adapters=settings.max_adapters,
             max_adapter_rank=settings.max_adapter_rank,
         )
-        grammars = GrammarCompiler(tokenizer_json, config.vocab_size, config.eos_token_ids)
-        return cls(model, settings, loaded, shapes=adaptable(config), info=info, grammars=grammars)
+        return cls(
+            model,
+            settings,
+            loaded,
+            draft=None if draft is None else _load_draft(draft, settings, context),
+            shapes=adaptable(config),
+            info=info,
+            grammars=grammars,
+        )
 
     def start(self, on_step: StepCallback) -> None:
         """Starts the engine's thread; once."""
@@ -84,7 +111,10 @@ class TorchEngine:
         """Stops the threads and waits for them."""
         if self._loop is not None and self._loop.is_alive():
             self._loop.stop()
+        self._grammars.close()
         self._loaded.runner.close()
+        if self._draft is not None:
+            self._draft.loaded.runner.close()
 
     def submit(self, request: Request) -> None:
         """Refuses at the door what can never run or would wait too long."""
@@ -98,15 +128,7 @@ class TorchEngine:
                 limit=capacity,
                 value=tokens,
             )
-        limit = self._settings.max_batch + self.max_waiting
-        if not loop.offer(request, limit):
-            raise ArgosyError(
-                Reason.QUEUE_FULL,
-                f"{limit} sequences run or wait already, and no more are taken; retry later",
-                limit=limit,
-                value=limit,
-                retry_after_s=1.0,
-            )
+        loop.offer(request, Limits(self._settings.max_batch + self.max_waiting, self.max_waiting_tokens))
 
     def cancel(self, request_id: str) -> None:
         """Frees a sequence before the next step."""
@@ -118,7 +140,8 @@ class TorchEngine:
 
     def check_grammar(self, grammar: Grammar) -> None:
         """Compiles a grammar and keeps it for the request that follows."""
-        self._grammars.matcher(grammar)
+        self._running()
+        self._grammars.check(grammar)
 
     def read_adapter(self, directory: Path) -> AdapterWeights:
         """Reads and validates a PEFT adapter for this model."""
@@ -173,23 +196,49 @@ class TorchEngine:
         return loop
 
     def _parts(self) -> Parts:
-        settings = self._settings
+        settings, sampler = self._settings, Sampler()
+        blocks = BlockAllocator(
+            _cache_tokens(settings) // settings.block_tokens,
+            settings.block_tokens,
+            share_prefixes=settings.prefix_cache,
+        )
         return Parts(
             model=self._model.name,
-            scheduler=Scheduler(
-                BlockAllocator(
-                    _cache_tokens(settings) // settings.block_tokens,
-                    settings.block_tokens,
-                    share_prefixes=settings.prefix_cache,
-                ),
-                max_batch=settings.max_batch,
-                max_step_tokens=settings.max_step_tokens,
-            ),
+            scheduler=Scheduler(blocks, max_batch=settings.max_batch, max_step_tokens=settings.max_step_tokens),
             runner=self._loaded.runner,
             adapters=self._loaded.adapters,
             grammars=self._grammars,
+            masks=MaskMaker(self.info.vocabulary_size, cores(settings)),
+            sampler=sampler,
+            speculator=self._speculator(blocks, sampler),
             threads=cores(settings),
         )
+
+    def _speculator(self, blocks: BlockAllocator, sampler: Sampler) -> Speculator | None:
+        settings, draft = self._settings, self._draft
+        if settings.speculation == "off":
+            return None
+        model = draft and DraftModel(
+            draft.loaded.runner,
+            sampler,
+            vocab_size=self.info.vocabulary_size,
+            context=draft.context,
+            block_tokens=settings.block_tokens,
+            step_tokens=settings.max_step_tokens,
+        )
+        return Speculator(
+            blocks,
+            settings.max_step_tokens,
+            lookup=settings.speculation != "draft",
+            model=model,
+            always=settings.speculation != "auto",
+        )
+
+
+def _load_draft(draft: LocalModel, settings: GenerationSettings, context: int) -> Draft:
+    config = read_config(draft.path)
+    context = min(context, config.max_positions)
+    return Draft(load_runner(draft.path, config, settings, context), context)
 
 
 def _cache_tokens(settings: GenerationSettings) -> int:

@@ -1,44 +1,49 @@
-"""Structured output: which tokens may come next, computed by llguidance from a JSON schema, regex or Lark grammar."""
+"""Structured output: grammars that llguidance compiles from a JSON schema, regex or Lark grammar."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-import torch
 from llguidance import LLMatcher, LLTokenizer
 
 from argosy_services.engine.base import Grammar, GrammarKind
 from argosy_services.errors import ArgosyError, Reason
 
 _CACHED_GRAMMARS = 128
+_WORKERS = 2
 
 
 class Matcher:
     """How far an answer has come in its grammar."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, native: LLMatcher) -> None:
+        self.native = native
 
     @property
     def finished(self) -> bool:
         """Whether nothing may follow."""
-        return self._matcher.is_stopped()
+        return self.native.is_stopped()
 
-    def allowed(self, vocab_size: int) -> torch.Tensor:
-        """Bool `[vocab_size]`: the tokens that may come next; end tokens are among them where the answer may end."""
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        return torch.from_numpy(bits[:vocab_size].astype(bool))
+    def valid(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens the grammar allows, one after another, from here on."""
+        return self.native.validate_tokens(list(token_ids))
 
     def accept(self, *token_ids: int) -> None:
         """Goes on by tokens that were allowed. Raises INVALID_GRAMMAR."""
-        if not self._matcher.consume_tokens(list(token_ids)):
+        self.native.consume_tokens(list(token_ids))
+        self.check()
+
+    def check(self) -> None:
+        """Raises INVALID_GRAMMAR where the grammar broke down: from there on only end tokens seem to be allowed."""
+        if self.native.is_error():
             raise ArgosyError(
                 Reason.INVALID_GRAMMAR,
-                f"the grammar became too complex to follow: {self._matcher.get_error()}; simplify it",
+                f"the grammar became too complex to follow: {self.native.get_error()}; simplify it",
                 field="structured_output",
-                detail=self._matcher.get_error(),
+                detail=self.native.get_error(),
             )
 
     def accept_forced(self) -> list[int]:
@@ -46,41 +51,60 @@ class Matcher:
 
         Drawing them would be work without a choice (jump-forward decoding, Zheng et al., SGLang, 2024).
         """
-        forced = self._matcher.compute_ff_tokens()
+        forced = self.native.compute_ff_tokens()
         if forced:
             self.accept(*forced)
         return forced
 
 
 class GrammarCompiler:
-    """Compiles grammars against one tokenizer and keeps the most recent ones. Safe to use from any thread."""
+    """Compiles grammars against one tokenizer, on threads of its own, and keeps the most recent ones.
+
+    Safe to use from any thread; no engine's thread ever waits for it.
+    """
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
-        self._tokenizer_json = tokenizer_json
-        self._vocab_size = vocab_size
-        self._eos_token_ids = sorted(eos_token_ids)
-        self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="grammars")
+        # It takes a fifth of a second in which no other Python runs: now, while a model loads, and not in a first
+        # request's way.
+        self._tokenizer = self._workers.submit(
+            LLTokenizer, tokenizer_json, n_vocab=vocab_size, eos_token=sorted(eos_token_ids)
+        )
+        self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, grammar: Grammar) -> Matcher:
-        """A matcher at the beginning of a grammar. Raises INVALID_GRAMMAR."""
+    def check(self, grammar: Grammar) -> None:
+        """Compiles a grammar and keeps it for the request that follows. Blocks. Raises INVALID_GRAMMAR."""
+        self._find(grammar).result()
+
+    def matcher(self, grammar: Grammar, answer: Sequence[int] = ()) -> Future[Matcher]:
+        """A matcher that has come as far as `answer`. The future raises INVALID_GRAMMAR."""
+        # A worker that waits for a grammar waits for one that works: tasks begin in the order in which they came.
+        return self._workers.submit(self._begin, self._find(grammar), answer)
+
+    def close(self) -> None:
+        """Ends the threads. What nobody began is cancelled."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _find(self, grammar: Grammar) -> Future[LLMatcher]:
         with self._lock:
             compiled = self._compiled.get(grammar)
             if compiled is None:
-                compiled = self._compile(grammar)
-                self._compiled[grammar] = compiled
+                compiled = self._compiled[grammar] = self._workers.submit(self._compile, grammar)
             self._compiled.move_to_end(grammar)
             if len(self._compiled) > _CACHED_GRAMMARS:
                 self._compiled.popitem(last=False)
-            return Matcher(compiled.deep_copy())
+            return compiled
+
+    def _begin(self, compiled: Future[LLMatcher], answer: Sequence[int]) -> Matcher:
+        matcher = Matcher(compiled.result().deep_copy())
+        matcher.accept(*answer)
+        return matcher
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
-        if self._tokenizer is None:
-            # Half a second, which a server that never sees a grammar does not pay.
-            self._tokenizer = LLTokenizer(self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+        tokenizer = self._tokenizer.result()
         try:
-            matcher = LLMatcher(self._tokenizer, _source(grammar), log_level=0)
+            matcher = LLMatcher(tokenizer, _source(grammar), log_level=0)
         except ValueError as error:
             raise _invalid(grammar, str(error)) from error
         if matcher.is_error():

@@ -113,11 +113,12 @@ class BlockAllocator:
 def extend_digests(digests: list[bytes], tokens: Sequence[int], block_tokens: int, namespace: str) -> None:
     """Adds the digests of a sequence's full blocks that have none yet.
 
-    Each covers the block, all before it and `namespace`: sequences of different namespaces (adapters) never share. The
-    digest is a cryptographic one, so that nobody can make two texts meet on purpose.
+    Each covers the block, all before it and `namespace`: sequences of different namespaces (adapters, tenants, salts)
+    never share. The digest is a cryptographic one, so that nobody can make two texts meet on purpose.
     """
     while (len(digests) + 1) * block_tokens <= len(tokens):
         start = len(digests) * block_tokens
-        before = digests[-1] if digests else namespace.encode()
+        # The namespace may hold a salt that a caller chose; hashed apart from blocks, it cannot pass for a digest.
+        before = digests[-1] if digests else hashlib.blake2b(namespace.encode(), digest_size=32).digest()
         block = array("I", tokens[start : start + block_tokens]).tobytes()
         digests.append(hashlib.blake2b(before + block, digest_size=16).digest())

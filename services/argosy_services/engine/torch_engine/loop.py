@@ -6,6 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -13,13 +15,18 @@ import torch
 
 from argosy_services import metrics
 from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
+from argosy_services.engine.door import Door, Limits
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
+from argosy_services.engine.torch_engine.masks import MaskMaker, StepMasks
 from argosy_services.engine.torch_engine.runners import Adapters, Runner
-from argosy_services.engine.torch_engine.sampler import describe, draw
+from argosy_services.engine.torch_engine.sampler import Sampler, describe
 from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
-from argosy_services.engine.torch_engine.step import RowSpan
-from argosy_services.errors import ArgosyError, Reason
+from argosy_services.engine.torch_engine.shaping import Row
+from argosy_services.engine.torch_engine.speculation.speculator import Speculator
+from argosy_services.engine.torch_engine.step import RowSpan, Work
+from argosy_services.engine.torch_engine.taking import take
+from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 
 log = structlog.get_logger("argosy.engine")
 
@@ -33,6 +40,9 @@ class Parts:
     runner: Runner
     adapters: Adapters
     grammars: GrammarCompiler
+    masks: MaskMaker
+    sampler: Sampler
+    speculator: Speculator | None
     threads: int
 
 
@@ -46,9 +56,10 @@ class EngineLoop(threading.Thread):
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition(threading.RLock())
         self._sequences: dict[str, Sequence] = {}
+        self._unqueued: set[Sequence] = set()
         self._outputs: list[StepOutput] = []
         self._steps = 0
-        self._live = 0
+        self._door = Door()
         self._closed = False
         self._stopping = False
         self.fault: Exception | None = None
@@ -62,14 +73,14 @@ class EngineLoop(threading.Thread):
             self._commands.append(command)
             self._wake.notify()
 
-    def offer(self, request: Request, limit: int) -> bool:
-        """Has a sequence queued, unless `limit` sequences are here already. For any thread. Raises ENGINE_FAILED."""
+    def offer(self, request: Request, limits: Limits) -> None:
+        """Has a sequence queued. For any thread. Raises QUEUE_FULL or ENGINE_FAILED."""
+        sequence = Sequence.of(request)
         with self._wake:
-            if self._live >= limit:
-                return False
-            self.post(lambda: self._submit(request))
-            self._live += 1
-            return True
+            if self._closed:
+                raise not_running() from self.fault
+            self._door.enter(request, limits)
+            self.post(lambda: self._submit(sequence))
 
     def stop(self) -> None:
         """Ends the thread after the step that runs. For any thread."""
@@ -92,18 +103,36 @@ class EngineLoop(threading.Thread):
 
     # Commands: run on the engine's thread.
 
-    def _submit(self, request: Request) -> None:
-        sequence = Sequence.of(request)
+    def _submit(self, sequence: Sequence) -> None:
+        request = sequence.request
         self._sequences[request.id] = sequence
-        self.parts.scheduler.add(sequence)
+        self._unqueued.add(sequence)
         if request.adapter is not None and request.adapter not in self.parts.adapters:
             self._fail(sequence, _adapter_left(request.adapter))
         elif request.grammar is not None:
-            try:
-                sequence.matcher = self.parts.grammars.matcher(request.grammar)
-                sequence.matcher.accept(*request.generated)
-            except ArgosyError as error:
-                self._fail(sequence, error)
+            matcher = self.parts.grammars.matcher(request.grammar, request.generated)
+            matcher.add_done_callback(lambda done: self._post_compiled(sequence, done))
+        else:
+            self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
+        self._unqueued.remove(sequence)
+        self.parts.scheduler.add(sequence)
+
+    def _post_compiled(self, sequence: Sequence, matcher: Future[Matcher]) -> None:
+        """Runs on a thread of the compiler."""
+        with suppress(ArgosyError):  # An engine that ended in between has ended the sequence.
+            self.post(lambda: self._compiled(sequence, matcher))
+
+    def _compiled(self, sequence: Sequence, matcher: Future[Matcher]) -> None:
+        if sequence not in self._unqueued:
+            return  # It was cancelled, or its adapter left.
+        try:
+            sequence.matcher = matcher.result()
+        except ArgosyError as error:
+            self._fail(sequence, error)
+        else:
+            self._queue(sequence)
 
     def cancel(self, request_id: str, asked: float) -> None:
         """Frees a sequence; one that is over already is ignored."""
@@ -123,7 +152,7 @@ class EngineLoop(threading.Thread):
         """Raises RuntimeError where blocks leaked or the books disagree."""
         scheduler = self.parts.scheduler
         scheduler.check_integrity()
-        if len(self._sequences) != len(scheduler.running) + len(scheduler.waiting):
+        if len(self._sequences) != len(scheduler.running) + len(scheduler.waiting) + len(self._unqueued):
             raise RuntimeError("the engine's books and the scheduler's disagree")
 
     def _stop(self) -> None:
@@ -133,7 +162,7 @@ class EngineLoop(threading.Thread):
 
     def _run_commands(self) -> None:
         with self._wake:
-            while not self._commands and not self._sequences:
+            while not self._commands and len(self._sequences) == len(self._unqueued):
                 self._wake.wait()
         self._drain_commands()
         self.stats = self._picture()
@@ -145,10 +174,18 @@ class EngineLoop(threading.Thread):
 
     def _step(self) -> None:
         preemptions = self.parts.scheduler.preemptions
+        for late in self.parts.scheduler.expired(time.monotonic()):
+            self._fail(late, deadline_exceeded())
         work = self.parts.scheduler.schedule()
+        for sequence in self.parts.scheduler.admitted:
+            self._door.start(sequence.request.id)
         metrics.PREEMPTIONS.labels(model=self.parts.model).inc(self.parts.scheduler.preemptions - preemptions)
         if not work:
             return
+        if self.parts.speculator is not None:
+            work = self.parts.speculator.extend(work)
+        started = time.perf_counter()
+        masks = self.parts.masks.start(work)
         logits, spans = self.parts.runner.run(work)
         self.parts.scheduler.advance(work)
         scored = [span for span in spans if span.work.sequence.request.score_from is not None]
@@ -156,47 +193,60 @@ class EngineLoop(threading.Thread):
             self._score(logits[span.first : span.first + span.count], span)
         drawn = [span for span in spans if span.work.sequence.request.score_from is None]
         if drawn:
-            self._draw(logits[[span.first for span in drawn]], [span.work.sequence for span in drawn])
+            rows = [row for span in drawn for row in range(span.first, span.first + span.count)]
+            self._draw(logits[rows] if scored else logits, drawn, masks)
         for sequence in {item.sequence for item in work if item.completes}:
             if sequence.request.score_from is not None:
                 self._finish_score(sequence)
+        if self.parts.speculator is not None:
+            self.parts.speculator.observe(work, time.perf_counter() - started)
         self._steps += 1
         metrics.ENGINE_STEPS.labels(model=self.parts.model).inc()
 
-    def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
+    def _draw(self, logits: torch.Tensor, spans: list[RowSpan], masks: StepMasks | None) -> None:
         now = time.monotonic()
-        for sequence, (token, logprobs) in zip(sequences, draw(logits, sequences), strict=True):
-            sequence.first_token = sequence.first_token or now
-            try:
-                self._take(sequence, token, logprobs, now)
-            except ArgosyError as error:
-                # A grammar's fault is its request's own.
-                self._fail(sequence, error)
+        rows = [Row(span.work.sequence, span.work.draft[:ahead]) for span in spans for ahead in range(span.count)]
+        forbidden = None if masks is None else masks.of(rows, logits.device)
+        drawn = self.parts.sampler.draw(logits, rows, forbidden)
+        first = 0
+        for span in spans:
+            self._take(span.work, drawn[first : first + span.count], now)
+            first += span.count
 
-    def _take(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
+    def _take(self, item: Work, drawn: list[tuple[int, TokenLogprobs | None]], now: float) -> None:
+        sequence = item.sequence
         request = sequence.request
+        sequence.first_token = sequence.first_token or now
         first = sequence.generated == len(request.generated)
-        tokens, finish = _take_in(sequence, token)
-        sequence.tokens.extend(tokens)
-        if finish is not None:
+        try:
+            taken = take(sequence, item.draft, drawn)
+        except ArgosyError as error:
+            # A grammar's fault is its request's own.
+            self._fail(sequence, error)
+            return
+        sequence.tokens.extend(taken.tokens)
+        if item.draft:
+            self.parts.scheduler.accept(sequence, taken.accepted)
+            metrics.DRAFTED_TOKENS.labels(model=self.parts.model).inc(len(item.draft))
+            metrics.ACCEPTED_TOKENS.labels(model=self.parts.model).inc(taken.accepted)
+        if taken.finish is not None:
             self._remove(sequence)
         self._outputs.append(
             StepOutput(
                 request.id,
-                token_ids=tuple(tokens),
-                logprobs=() if logprobs is None else (logprobs,),
-                finish=finish,
+                token_ids=taken.tokens,
+                logprobs=taken.logprobs,
+                finish=taken.finish,
                 cached_tokens=sequence.cached,
-                timings=sequence.timings(now) if finish is not None or first else None,
+                timings=sequence.timings(now) if taken.finish is not None or first else None,
             )
         )
 
     def _score(self, logits: torch.Tensor, span: RowSpan) -> None:
         sequence = span.work.sequence
-        logprobs = torch.log_softmax(logits, dim=-1)
         targets = sequence.tokens[span.position + 1 : span.position + 1 + span.count]
         top = max(1, sequence.request.sampling.logprobs or 1)
-        sequence.scores.extend(describe(row, token, top) for row, token in zip(logprobs, targets, strict=True))
+        sequence.scores.extend(describe(logits, targets, [top] * len(targets)))
 
     def _finish_score(self, sequence: Sequence) -> None:
         self._remove(sequence)
@@ -216,9 +266,14 @@ class EngineLoop(threading.Thread):
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.id]
-        self.parts.scheduler.remove(sequence)
-        with self._wake:
-            self._live -= 1
+        if sequence in self._unqueued:
+            self._unqueued.remove(sequence)
+        else:
+            self.parts.scheduler.remove(sequence)
+        self.parts.sampler.forget(sequence)
+        if self.parts.speculator is not None:
+            self.parts.speculator.forget(sequence)
+        self._door.leave(sequence.request.id)
 
     def _fail(self, sequence: Sequence, error: ArgosyError) -> None:
         self._remove(sequence)
@@ -234,6 +289,8 @@ class EngineLoop(threading.Thread):
             StepOutput(request_id, finish=Finish.FAILED, error=error) for request_id in self._sequences
         )
         self._sequences.clear()
+        self._unqueued.clear()
+        self.parts.masks.close()
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -246,32 +303,14 @@ class EngineLoop(threading.Thread):
         scheduler = self.parts.scheduler
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            waiting_tokens=scheduler.waiting_tokens,
+            waiting=len(scheduler.waiting) + len(self._unqueued),
+            waiting_tokens=scheduler.waiting_tokens + sum(sequence.pending for sequence in self._unqueued),
             kv_blocks_in_use=scheduler.blocks.in_use,
             kv_blocks_total=scheduler.blocks.total,
             adapters=len(self.parts.adapters),
             steps=self._steps,
             preemptions=scheduler.preemptions,
         )
-
-
-def _take_in(sequence: Sequence, token: int) -> tuple[list[int], Finish | None]:
-    """The drawn token with those that its grammar forces after it, and why the sequence ends with them, if it does."""
-    request, matcher = sequence.request, sequence.matcher
-    tokens = [token]
-    if isinstance(matcher, Matcher) and token not in request.stop_token_ids:
-        matcher.accept(token)
-        # The logits of a forced token are never there when it is handed out, and log-probabilities come from them.
-        if request.sampling.logprobs is None:
-            tokens += matcher.accept_forced()
-    room = request.max_tokens - sequence.generated
-    for count, taken in enumerate(tokens[:room], 1):
-        if taken in request.stop_token_ids:
-            return tokens[:count], Finish.STOP
-    if len(tokens) <= room and isinstance(matcher, Matcher) and matcher.finished:
-        return tokens, Finish.STOP
-    return tokens[:room], Finish.LENGTH if len(tokens) >= room else None
 
 
 def not_running() -> ArgosyError:

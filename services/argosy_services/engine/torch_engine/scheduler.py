@@ -2,18 +2,24 @@
 
 Continuous batching (Yu et al., Orca, 2022) with chunked prefill (Agrawal et al., Sarathi, 2023): each step first gives
 every decoding sequence its one token, then fills the rest of its token budget with prompts, those admitted before new
-ones. Known beginnings of prompts are shared and not computed again. When blocks run out the youngest sequence is put
-back to the queue and computed again later.
+ones of the same priority. Known beginnings of prompts are shared and not computed again. When blocks run out, or
+sequences of higher priority wait, some are put back to the queue and computed again later: those of the lowest
+priority, of them those of the tenant that was served most, of them the youngest.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Iterable
 
+from argosy_services.engine.torch_engine.fair_queue import FairQueue
+from argosy_services.engine.torch_engine.heap import Heap
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator, extend_digests
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
+
+# On a tenant's account a generated token weighs more than one of a prompt, of which a step computes many at once.
+DECODE_WEIGHT = 2
 
 
 class Scheduler:
@@ -23,93 +29,149 @@ class Scheduler:
         self.blocks = blocks
         self.max_batch = max_batch
         self.max_step_tokens = max_step_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.waiting = FairQueue()
+        self.running: dict[Sequence, None] = {}  # In the order in which they came in.
+        self.admitted: list[Sequence] = []  # For the first time, by the last step that was scheduled.
         self.preemptions = 0
+        self._deadlines: Heap[Sequence] = Heap()
+        self._put_back: set[Sequence] = set()  # In the step that is being scheduled.
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens that sequences in the queue must have computed."""
-        return sum(sequence.pending for sequence in self.waiting)
+        return self.waiting.tokens
 
     def add(self, sequence: Sequence) -> None:
-        """Puts a sequence at the end of the queue."""
-        self.waiting.append(sequence)
+        """Puts a sequence into the queue."""
+        self.waiting.add(sequence)
+        if sequence.deadline is not None:
+            self._deadlines.push(sequence, sequence.deadline)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees its blocks."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            del self.running[sequence]
         else:
             self.waiting.remove(sequence)
+        self._deadlines.discard(sequence)
         self.blocks.release(sequence.table)
+
+    def expired(self, now: float) -> list[Sequence]:
+        """Sequences that nobody waits for any more, running or not. They are to be removed."""
+        late: list[Sequence] = []
+        while (sequence := self._deadlines.first()) is not None and self._deadlines.key(sequence) <= now:
+            self._deadlines.discard(sequence)
+            late.append(sequence)
+        return late
 
     def schedule(self) -> list[Work]:
         """The next step's work; empty only when there is nothing to do."""
         work: list[Work] = []
-        budget = self.max_step_tokens
-        preemptions = self.preemptions
+        self.admitted.clear()
+        self._put_back.clear()
         # Decoding sequences first: nobody's next token waits for somebody else's prompt.
-        for sequence in sorted(self.running, key=lambda running: running.pending > 1):
-            if budget == 0 or sequence not in self.running:
-                continue
+        budget = self._extend_all([running for running in self.running if running.pending <= 1], work)
+        prompts = [running for running in self.running if running.pending > 1]
+        for sequence in sorted(prompts, key=lambda running: -running.rank):
+            budget = self._admit(budget, work, above=sequence.rank)
             budget -= self._extend(sequence, budget, work)
-        if self.preemptions > preemptions:
-            # What was just put back must not return in the same step, and its work is void.
-            return [item for item in work if item.sequence.table]
         self._admit(budget, work)
-        return work
+        # The work of what was put back is void.
+        return [item for item in work if item.sequence not in self._put_back] if self._put_back else work
+
+    def _extend_all(self, sequences: Iterable[Sequence], work: list[Work]) -> int:
+        budget = self.max_step_tokens
+        for sequence in sequences:
+            budget -= self._extend(sequence, budget, work)
+        return budget
 
     def _extend(self, sequence: Sequence, budget: int, work: list[Work]) -> int:
         count = min(sequence.pending, budget)
+        if count == 0 or sequence not in self.running:
+            return 0
         while not self.blocks.grow(sequence.table, sequence.computed + count):
-            victim = self.running[-1]
+            victim = max(self.running, key=self._expendable)
             self._preempt(victim)
             if victim is sequence:
                 return 0
         work.append(Work(sequence, sequence.computed, count))
         return count
 
-    def _admit(self, budget: int, work: list[Work]) -> None:
-        while self.waiting and budget and len(self.running) < self.max_batch:
-            sequence = self.waiting[0]
-            known = self._known_prefix(sequence)
-            in_use = len(known) - self.blocks.unused(known)
-            # One token more than the prompt, so that an admitted sequence is not put back at once.
-            if self.blocks.needed(sequence.pending + 1) - in_use > self.blocks.free:
+    def _admit(self, budget: int, work: list[Work], above: int | None = None) -> int:
+        """Lets in those that wait as far as there is room, only higher priorities than `above`; gives what is left of
+        the budget.
+        """
+        while budget and (sequence := self.waiting.first()) is not None:
+            if sequence in self._put_back or (above is not None and sequence.rank <= above):
                 break
-            self.waiting.popleft()
-            self.running.append(sequence)
+            known = self._known_prefix(sequence)
+            if not self._make_room(sequence, known):
+                break
+            self.waiting.take(sequence)
+            self.running[sequence] = None
             self.blocks.share(sequence.table, known)
             sequence.computed = len(known) * self.blocks.block_tokens
             if not sequence.admitted:
                 sequence.admitted, sequence.cached = time.monotonic(), sequence.computed
+                self.admitted.append(sequence)
+                self._charge(sequence, len(sequence.tokens), after=sequence.computed, weight=1)
             budget -= self._extend(sequence, budget, work)
+        return budget
+
+    def _make_room(self, sequence: Sequence, known: list[int]) -> bool:
+        """Whether a sequence can come in; those of lower priority are put back for it."""
+        while not self._fits(sequence, known):
+            victim = max(self.running, key=self._expendable, default=None)
+            if victim is None or victim.rank >= sequence.rank:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _fits(self, sequence: Sequence, known: list[int]) -> bool:
+        in_use = len(known) - self.blocks.unused(known)
+        # One token more than the prompt, so that an admitted sequence is not put back at once.
+        needed = min(self.blocks.needed(sequence.pending + 1), self.blocks.total)
+        return len(self.running) < self.max_batch and needed - in_use <= self.blocks.free
 
     def _known_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the beginning of a sequence already; the logits that it waits for are still computed."""
         size = self.blocks.block_tokens
-        extend_digests(sequence.digests, sequence.tokens, size, sequence.request.adapter or "")
+        extend_digests(sequence.digests, sequence.tokens, size, sequence.namespace)
         first_wanted = (
             len(sequence.tokens) - 1 if sequence.request.score_from is None else sequence.request.score_from - 1
         )
         return self.blocks.find(sequence.digests[: first_wanted // size])
 
     def advance(self, work: list[Work]) -> None:
-        """Takes note that a step's work was computed, drafts aside, and makes its full blocks known."""
-        size = self.blocks.block_tokens
+        """Takes note that a step's work was computed, drafts aside."""
         for item in work:
-            sequence = item.sequence
-            sequence.computed += item.count - len(item.draft)
-            extend_digests(sequence.digests, sequence.tokens, size, sequence.request.adapter or "")
-            for index in range(item.start // size, sequence.computed // size):
-                self.blocks.remember(sequence.table[index], sequence.digests[index])
+            self.accept(item.sequence, item.count - len(item.draft))
+
+    def accept(self, sequence: Sequence, count: int) -> None:
+        """Takes note that a sequence's next `count` tokens are computed, and makes its full blocks known."""
+        size = self.blocks.block_tokens
+        known = sequence.computed // size
+        sequence.computed += count
+        if sequence.computed > sequence.charged:
+            self._charge(sequence, sequence.computed, after=sequence.charged, weight=DECODE_WEIGHT)
+        extend_digests(sequence.digests, sequence.tokens, size, sequence.namespace)
+        for index in range(known, sequence.computed // size):
+            self.blocks.remember(sequence.table[index], sequence.digests[index])
+
+    def _charge(self, sequence: Sequence, tokens: int, *, after: int, weight: int) -> None:
+        """Charges for the tokens from `after` on, once: what is computed again is not the tenant's doing."""
+        self.waiting.charge(sequence.request.tenant, (tokens - after) * weight)
+        sequence.charged = tokens
+
+    def _expendable(self, sequence: Sequence) -> tuple[int, int, int]:
+        return -sequence.rank, self.waiting.served(sequence.request.tenant), sequence.number
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+        del self.running[sequence]
         self.blocks.release(sequence.table)
         sequence.computed = 0
-        self.waiting.appendleft(sequence)
+        self.waiting.add(sequence)
+        self._put_back.add(sequence)
         self.preemptions += 1
 
     def check_integrity(self) -> None:
@@ -120,3 +182,5 @@ class Scheduler:
                 raise RuntimeError(f"sequence {sequence.request.id} has too few blocks")
         if any(sequence.table for sequence in self.waiting):
             raise RuntimeError("a waiting sequence holds blocks")
+        if self.waiting.tokens != sum(sequence.pending for sequence in self.waiting):
+            raise RuntimeError("the tokens that wait were counted wrong")

@@ -16,6 +16,9 @@ class Sequence:
     `cached` tokens were found there on admission. `digests` name the full blocks; see `kv_cache.py`. `scores`
     collects what a scoring request asked for. `matcher` is the state of its grammar, None without one. Times are those
     of `time.monotonic()`, 0 until they come.
+
+    `number` counts sequences by arrival. `rank` is its priority, and the highest once its turn has come although others
+    were before it. `charged` tokens were put on its tenant's account; see `fair_queue.py`.
     """
 
     request: Request
@@ -29,11 +32,21 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)
     scores: list[TokenLogprobs] = field(default_factory=list)
     matcher: object | None = None
+    namespace: str = ""
+    number: int = -1
+    rank: int = 0
+    charged: int = 0
 
     @classmethod
     def of(cls, request: Request) -> Sequence:
         """A sequence that has not run yet."""
-        return cls(request, [*request.prompt, *request.generated])
+        tokens = [*request.prompt, *request.generated]
+        return cls(request, tokens, namespace=request.namespace, rank=request.priority)
+
+    @property
+    def deadline(self) -> float | None:
+        """The time of `time.monotonic()` after which nobody waits for it."""
+        return None if self.request.timeout_s is None else self.arrived + self.request.timeout_s
 
     @property
     def generated(self) -> int:

@@ -12,7 +12,7 @@ from argosy_services.engine.torch_engine.sequence import Sequence
 class Work:
     """Tokens to be computed in one step: `count` of them from position `start` of a sequence on.
 
-    The last of them are `draft`: guesses of what follows the sequence's own tokens, whose keys and values lie in its
+    The last of them are of `draft`: guesses of what follows the sequence's own tokens, whose keys and values lie in its
     blocks beyond `computed` until they are either accepted or written over.
     """
 
@@ -28,8 +28,8 @@ class Work:
 
     def token_ids(self) -> list[int]:
         """The `count` tokens to be computed."""
-        own = self.start + self.count - len(self.draft)
-        return [*self.sequence.tokens[self.start : own], *self.draft]
+        end, own = self.start + self.count, len(self.sequence.tokens)
+        return [*self.sequence.tokens[self.start : end], *self.draft[max(0, self.start - own) : max(0, end - own)]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +65,5 @@ def _wanted_positions(item: Work) -> range:
     end = item.start + item.count
     score_from = item.sequence.request.score_from
     if score_from is None:
-        return range(end - 1 - len(item.draft), end) if item.completes else range(0)
+        return range(max(item.start, end - 1 - len(item.draft)), end) if item.completes else range(0)
     return range(max(item.start, score_from - 1), min(end, len(item.sequence.tokens) - 1))

@@ -19,7 +19,7 @@ def test_cancelling_frees_the_request(either: Bench, control: Any) -> None:
     either.engine.submit(ask(max_tokens=200, stop_token_ids=frozenset()))
     either.wait("r", finished=False)
     either.engine.cancel("r")
-    eventually(lambda: either.engine._thread._live == 0)
+    eventually(lambda: len(either.engine._thread._door) == 0)
     assert all(output.finish is None for output in either.of("r"))
 
 
@@ -43,7 +43,7 @@ def test_cancelling_before_it_runs(bench: MakeBench, control: Any) -> None:
     engine = bench()
     engine.engine.submit(ask(max_tokens=200, stop_token_ids=frozenset()))
     engine.engine.cancel("r")
-    eventually(lambda: engine.engine._thread._live == 0, seconds=0.5)
+    eventually(lambda: len(engine.engine._thread._door) == 0, seconds=0.5)
     assert engine.of("r") == []
 
 
@@ -129,7 +129,7 @@ def test_the_librarys_death_ends_those_that_wait(bench: MakeBench, control: Any)
         last = engine.wait(name)[-1]
         assert last.error is not None
         assert last.error.reason is Reason.ENGINE_FAILED
-    eventually(lambda: engine.engine._thread._live == 0)
+    eventually(lambda: len(engine.engine._thread._door) == 0)
 
 
 def test_after_its_death_the_library_is_started_again(bench: MakeBench, control: Any) -> None:
@@ -194,8 +194,8 @@ def test_a_compiled_engine_is_never_asked_to_abort_logprobs(compiled: MakeBench,
     engine.wait("r", finished=False)
     engine.engine.cancel("r")
     count = len(engine.of("r"))
-    assert engine.engine._thread._live == 1
-    eventually(lambda: engine.engine._thread._live == 0)
+    assert len(engine.engine._thread._door) == 1
+    eventually(lambda: len(engine.engine._thread._door) == 0)
     assert len(engine.of("r")) <= count + 1
     assert control.results[-1].finished
     assert control.llms[-1]._check_health()

@@ -225,10 +225,41 @@ def test_a_full_queue_is_refused_and_places_come_back(bench: MakeBench, control:
         assert raised.value.reason is Reason.QUEUE_FULL
         engine.wait("a")
         engine.wait("b")
-        eventually(lambda: engine.engine._thread._live == 0)
+        eventually(lambda: len(engine.engine._thread._door) == 0)
 
 
 def test_prompts_longer_than_a_step(bench: MakeBench) -> None:
     """Fails when chunked prefill is off in pytorch mode: the library refuses prompts above max_num_tokens."""
     outputs = bench(own={"max_batch_tokens": 64}).run(ask(prompt=list(range(3, 203))))
     assert outputs[-1].error is None
+
+
+def test_a_salt_for_whom_the_cache_is(bench: MakeBench, control: Any) -> None:
+    """Fails when a tenant can find what another one has computed."""
+    engine = bench()
+    requests = [
+        ask("nobody"),
+        ask("a", tenant="a"),
+        ask("a again", tenant="a"),
+        ask("b", tenant="b"),
+        ask("pepper", tenant="a", cache_salt="pepper"),
+    ]
+    for request in requests:
+        engine.run(request)
+    nobody, first, again, other, salted = (call["salt"] for call in control.calls[-5:])
+    assert nobody is None
+    assert first == again
+    assert len({first, other, salted}) == 3
+
+
+def test_what_nobody_waits_for_is_ended(bench: MakeBench, control: Any) -> None:
+    """Fails when a deadline ends nothing, or when its timer outlives the request."""
+    control.step_s = 0.05
+    engine = bench()
+    outputs = engine.run(ask(max_tokens=200, stop_token_ids=frozenset(), timeout_s=0.2))
+    assert outputs[-1].finish is Finish.FAILED
+    assert outputs[-1].error is not None
+    assert outputs[-1].error.reason is Reason.DEADLINE_EXCEEDED
+    eventually(lambda: len(engine.engine._thread._door) == 0)
+    control.step_s = 0.0
+    assert engine.run(ask("in time", timeout_s=30.0))[-1].error is None

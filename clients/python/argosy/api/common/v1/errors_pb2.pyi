@@ -59,7 +59,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 60
-    """RESOURCE_EXHAUSTED: too many requests wait already. Metadata: limit, value. Carries RetryInfo."""
+    """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
+    RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
+    """
     ERROR_REASON_KV_CACHE_FULL: _ErrorReason.ValueType  # 61
     """RESOURCE_EXHAUSTED: the sequence can never fit in the key-value cache. Metadata: limit, value (tokens)."""
     ERROR_REASON_ADAPTER_SLOTS_FULL: _ErrorReason.ValueType  # 62
@@ -72,6 +74,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the engine stopped after a fatal fault. Carries RetryInfo."""
     ERROR_REASON_INVALID_CREDENTIALS: _ErrorReason.ValueType  # 80
     """UNAUTHENTICATED: the call carries no valid API key. Metadata: none."""
+    ERROR_REASON_NOT_PERMITTED: _ErrorReason.ValueType  # 81
+    """PERMISSION_DENIED: the API key may not ask for this. Metadata: field, limit, value."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 90
     """DEADLINE_EXCEEDED: the caller's deadline passed before the answer was complete. Metadata: none."""
     ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 91
@@ -125,7 +129,9 @@ ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 43
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 60
-"""RESOURCE_EXHAUSTED: too many requests wait already. Metadata: limit, value. Carries RetryInfo."""
+"""RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
+RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
+"""
 ERROR_REASON_KV_CACHE_FULL: ErrorReason.ValueType  # 61
 """RESOURCE_EXHAUSTED: the sequence can never fit in the key-value cache. Metadata: limit, value (tokens)."""
 ERROR_REASON_ADAPTER_SLOTS_FULL: ErrorReason.ValueType  # 62
@@ -138,6 +144,8 @@ ERROR_REASON_ENGINE_FAILED: ErrorReason.ValueType  # 72
 """UNAVAILABLE: the engine stopped after a fatal fault. Carries RetryInfo."""
 ERROR_REASON_INVALID_CREDENTIALS: ErrorReason.ValueType  # 80
 """UNAUTHENTICATED: the call carries no valid API key. Metadata: none."""
+ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 81
+"""PERMISSION_DENIED: the API key may not ask for this. Metadata: field, limit, value."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 90
 """DEADLINE_EXCEEDED: the caller's deadline passed before the answer was complete. Metadata: none."""
 ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 91

@@ -59,6 +59,8 @@ class GenerationSpec(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model. Empty means the default model."""
     adapter: _builtins.str
@@ -68,6 +70,17 @@ class GenerationSpec(_message.Message):
     tokenizer_fingerprint: _builtins.str
     """Fingerprint of the tokenizer that the caller counts with. Unset: not checked. A mismatch is FAILED_PRECONDITION
     (TOKENIZER_MISMATCH), never wrong text.
+    """
+    priority: _builtins.int
+    """Which requests go first where there is not room for all, -2 to 2: higher before lower, and a higher one may put a
+    lower one back that runs already, which then starts again later and loses nothing. Among equals the callers of
+    different API keys get equal shares. Nobody waits for ever. Above 0 needs an API key that may raise its priority, or
+    is PERMISSION_DENIED (NOT_PERMITTED); where the server asks for no keys, anybody may.
+    """
+    cache_salt: _builtins.str
+    """Computed beginnings of prompts are shared by the calls of one API key that give the same salt, so that times and
+    `cached_tokens` tell nothing about the prompts of others. Give one for each of your own users where they must not
+    learn of each other's prompts. At most 256 bytes. Empty: shared by the calls that give none.
     """
     @_builtins.property
     def chat(self) -> _chat_pb2.ChatPrompt:
@@ -96,10 +109,12 @@ class GenerationSpec(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         structured_output: Global___StructuredOutput | None = ...,
         tokenizer_fingerprint: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "structured_output", b"structured_output", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chat", b"chat", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "structured_output", b"structured_output", "text", b"text", "tokenizer_fingerprint", b"tokenizer_fingerprint", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "chat", b"chat", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "structured_output", b"structured_output", "text", b"text", "tokenizer_fingerprint", b"tokenizer_fingerprint", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -349,12 +349,18 @@ class ScoreRequest(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model. Empty means the default model."""
     adapter: _builtins.str
     """Name of a loaded adapter. Empty means the base model."""
     tokenizer_fingerprint: _builtins.str
     """Fingerprint of the tokenizer that made the token ids. Unset: not checked. A mismatch is FAILED_PRECONDITION."""
+    priority: _builtins.int
+    """Which requests go first where there is not room for all; see GenerationSpec."""
+    cache_salt: _builtins.str
+    """With whom computed beginnings of contexts are shared; see GenerationSpec."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
         """The items, 1 to 256 of them."""
@@ -366,10 +372,12 @@ class ScoreRequest(_message.Message):
         adapter: _builtins.str = ...,
         items: _abc.Iterable[Global___ScoreItem] | None = ...,
         tokenizer_fingerprint: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "items", b"items", "model", b"model", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "items", b"items", "model", b"model", "priority", b"priority", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
