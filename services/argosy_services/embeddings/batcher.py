@@ -1,8 +1,8 @@
 """Puts the texts of many calls into batches and computes these on one thread.
 
-A batch costs its longest text for every text in it, so texts of similar length go together, whoever sent them. A call
-of many texts is cut into slices, and calls take turns slice by slice: a short call waits for a batch or two, however
-many texts others sent before it.
+A batch costs its tokens, without padding, so texts of all lengths go together, whoever sent them. A call of many texts
+is cut into slices, and calls take turns slice by slice: a short call waits for a batch or two, however many texts
+others sent before it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from argosy_services import metrics
 from argosy_services.embeddings.types import EmbeddingModelInfo
 from argosy_services.errors import ArgosyError, Reason
 
-# Tokens of padding that cost less than a batch of its own, and the share of a batch above which padding is avoided.
-_CHEAP_PADDING = 64
-_PADDING_SHARE = 1 / 8
 _LEAST_RETRY_S = 0.1
 _MOST_RETRY_S = 30.0
 
@@ -44,38 +41,30 @@ class BatchEncoder(Protocol):
 
 @dataclass(slots=True)
 class Slice:
-    """Texts that are computed together: their places in their call, how many tokens they have and the longest has."""
+    """Texts that are computed together: their places in their call, and how many tokens they have."""
 
     places: list[int] = field(default_factory=list)
     tokens: int = 0
-    longest: int = 0
-
-    @property
-    def padded(self) -> int:
-        """Tokens that are computed, padding included."""
-        return len(self.places) * self.longest
 
     def takes(self, other: Slice, budget: int) -> bool:
-        """Whether `other` may join: within the budget, and without much more padding."""
-        padded = (len(self.places) + len(other.places)) * max(self.longest, other.longest)
-        padding = padded - self.tokens - other.tokens
-        return not self.places or (padded <= budget and padding <= max(_CHEAP_PADDING, padded * _PADDING_SHARE))
+        """Whether `other` may join: within the budget, or where there is nothing yet."""
+        return not self.places or self.tokens + other.tokens <= budget
 
     def add(self, other: Slice) -> None:
         """Lets `other` join."""
         self.places += other.places
         self.tokens += other.tokens
-        self.longest = max(self.longest, other.longest)
 
 
 def cut(lengths: Sequence[int], budget: int) -> list[Slice]:
-    """Slices of at most `budget` tokens, padding included, out of texts of the given lengths, shortest first.
+    """Slices of at most `budget` tokens out of texts of the given lengths, shortest first.
 
-    A text longer than the budget is a slice of its own.
+    So texts of one length, which an encoder can attend to in one product, are neighbours. A text longer than the
+    budget is a slice of its own.
     """
     slices = [Slice()]
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        one = Slice([place], lengths[place], lengths[place])
+        one = Slice([place], lengths[place])
         if not slices[-1].takes(one, budget):
             slices.append(Slice())
         slices[-1].add(one)
@@ -265,7 +254,7 @@ class Batcher:
 def _count(model: str, batch: Slice) -> None:
     metrics.EMBEDDED_TEXTS.labels(model=model).inc(len(batch.places))
     metrics.EMBEDDED_TOKENS.labels(model=model).inc(batch.tokens)
-    metrics.EMBEDDING_BATCH_TOKENS.labels(model=model).observe(batch.padded)
+    metrics.EMBEDDING_BATCH_TOKENS.labels(model=model).observe(batch.tokens)
 
 
 def _draining() -> ArgosyError:
