@@ -56,11 +56,13 @@ class Encoder:
         return self.tokenizer.encode_batch(texts, max_tokens=self.info.max_input_tokens)
 
     @torch.inference_mode()
-    def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def embed(self, batch: Sequence[Sequence[int]], cores: int = 1) -> NDArray[np.float32]:
         """Token ids of one or more texts, each with at least one, to float32 [texts, dimensions]. Not normalised.
 
-        Blocks.
+        Blocks. Sets the number of torch's threads for the thread that calls.
         """
+        if torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
         packed = pack(batch)
         return pool(self.info.pooling, self._bert(packed), packed).numpy()
 
