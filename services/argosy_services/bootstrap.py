@@ -105,6 +105,7 @@ def make_embeddings(settings: Settings) -> EmbeddingsService:
         [Encoder.load(sentence_model(settings), settings.embeddings.dtype)],
         max_batch_tokens=settings.embeddings.max_batch_tokens,
         max_waiting_texts=settings.embeddings.max_waiting_texts,
+        threads=settings.embeddings.threads,
     )
 
 

@@ -115,6 +115,7 @@ class EmbeddingSettings(_Section):
         description="Type of weights and products; auto takes bfloat16, whose vectors have a cosine of at least 0.999 "
         "to those of float32, where the processor computes with it natively.",
     )
+    threads: int = Field(default=0, ge=0, le=1024, description="Batches at once, each on a core; 0 takes all cores.")
     max_batch_tokens: int = Field(
         default=1_024, ge=16, description="Most tokens in one batch.", json_schema_extra=_LIVE
     )

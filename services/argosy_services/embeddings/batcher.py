@@ -133,10 +133,10 @@ class Batch:
 
 
 class Batcher:
-    """A queue of calls and the threads that compute them, one for each core. Calls come in from event loops."""
+    """A queue of calls and the threads that compute them. Calls come in from event loops."""
 
     def __init__(self, *, max_batch_tokens: int, max_waiting_texts: int, threads: int = 0) -> None:
-        """Without a number of `threads` there is one for each core."""
+        """`threads` is their number; 0 makes one for each core."""
         self.limit(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()

@@ -34,11 +34,13 @@ class TextEncoder(BatchEncoder, Protocol):
 class EmbeddingsService:
     """Embedding models by name. Its coroutines belong on an event loop; threads of its own do the work."""
 
-    def __init__(self, models: Sequence[TextEncoder], *, max_batch_tokens: int, max_waiting_texts: int) -> None:
-        """The first of `models` answers calls that name none. For the limits see `EmbeddingSettings`."""
+    def __init__(
+        self, models: Sequence[TextEncoder], *, max_batch_tokens: int, max_waiting_texts: int, threads: int = 0
+    ) -> None:
+        """The first of `models` answers calls that name none. For the rest see `EmbeddingSettings`."""
         self._models = {model.info.name: model for model in models}
         self._default = models[0].info.name
-        self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
+        self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts, threads=threads)
 
     def limit(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
         """Changes the limits, for what comes from now on."""
