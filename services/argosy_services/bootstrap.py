@@ -129,9 +129,10 @@ def make_embeddings(settings: Settings) -> EmbeddingsService:
     from argosy_services.embeddings.encoder import Encoder
 
     return EmbeddingsService(
-        [Encoder.load(sentence_model(settings))],
+        [Encoder.load(sentence_model(settings), settings.embeddings.dtype)],
         max_batch_tokens=settings.embeddings.max_batch_tokens,
         max_waiting_texts=settings.embeddings.max_waiting_texts,
+        threads=settings.embeddings.threads,
     )
 
 

@@ -1,13 +1,17 @@
-"""Puts the texts of many calls into batches and computes these on one thread.
+"""Puts the texts of many calls into batches and computes these, one on each core.
 
-A batch costs its longest text for every text in it, so texts of similar length go together, whoever sent them. A call
-of many texts is cut into slices, and calls take turns slice by slice: a short call waits for a batch or two, however
-many texts others sent before it.
+A batch costs its tokens, without padding, so texts of all lengths go together, whoever sent them. A call of many texts
+is cut into slices, and calls take turns slice by slice: a short call waits for a batch or two, however many texts
+others sent before it.
+
+A batch keeps to one core where others can use the rest: cores that compute by themselves never wait for each other,
+which those of one batch do after every operation, for long where something else has taken one of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -24,9 +28,8 @@ from argosy_services import metrics
 from argosy_services.embeddings.types import EmbeddingModelInfo
 from argosy_services.errors import ArgosyError, Reason
 
-# Tokens of padding that cost less than a batch of its own, and the share of a batch above which padding is avoided.
-_CHEAP_PADDING = 64
-_PADDING_SHARE = 1 / 8
+# Fewer tokens are not worth a core of their own.
+_LEAST_TOKENS = 256
 _LEAST_RETRY_S = 0.1
 _MOST_RETRY_S = 30.0
 
@@ -37,45 +40,37 @@ class BatchEncoder(Protocol):
     @property
     def info(self) -> EmbeddingModelInfo: ...
 
-    def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Token ids of some texts to float32 [texts, dimensions]. Blocks."""
+    def embed(self, batch: Sequence[Sequence[int]], cores: int = 1) -> NDArray[np.float32]:
+        """Token ids of some texts to float32 [texts, dimensions], on `cores` cores. Blocks; for several threads."""
         ...
 
 
 @dataclass(slots=True)
 class Slice:
-    """Texts that are computed together: their places in their call, how many tokens they have and the longest has."""
+    """Texts that are computed together: their places in their call, and how many tokens they have."""
 
     places: list[int] = field(default_factory=list)
     tokens: int = 0
-    longest: int = 0
-
-    @property
-    def padded(self) -> int:
-        """Tokens that are computed, padding included."""
-        return len(self.places) * self.longest
 
     def takes(self, other: Slice, budget: int) -> bool:
-        """Whether `other` may join: within the budget, and without much more padding."""
-        padded = (len(self.places) + len(other.places)) * max(self.longest, other.longest)
-        padding = padded - self.tokens - other.tokens
-        return not self.places or (padded <= budget and padding <= max(_CHEAP_PADDING, padded * _PADDING_SHARE))
+        """Whether `other` may join: within the budget, or where there is nothing yet."""
+        return not self.places or self.tokens + other.tokens <= budget
 
     def add(self, other: Slice) -> None:
         """Lets `other` join."""
         self.places += other.places
         self.tokens += other.tokens
-        self.longest = max(self.longest, other.longest)
 
 
 def cut(lengths: Sequence[int], budget: int) -> list[Slice]:
-    """Slices of at most `budget` tokens, padding included, out of texts of the given lengths, shortest first.
+    """Slices of at most `budget` tokens out of texts of the given lengths, shortest first.
 
-    A text longer than the budget is a slice of its own.
+    So texts of one length, which an encoder can attend to in one product, are neighbours. A text longer than the
+    budget is a slice of its own.
     """
     slices = [Slice()]
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        one = Slice([place], lengths[place], lengths[place])
+        one = Slice([place], lengths[place])
         if not slices[-1].takes(one, budget):
             slices.append(Slice())
         slices[-1].add(one)
@@ -127,17 +122,32 @@ class Job:
                 self.done.set_exception(error)
 
 
-class Batcher:
-    """A queue of calls and the thread that computes them. Calls come in from event loops."""
+@dataclass(slots=True)
+class Batch:
+    """Slices of several calls that are computed together, and what they are as a whole."""
 
-    def __init__(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
+    encoder: BatchEncoder
+    parts: list[tuple[Job, Slice]] = field(default_factory=list)
+    whole: Slice = field(default_factory=Slice)
+    cores: int = 1
+
+
+class Batcher:
+    """A queue of calls and the threads that compute them. Calls come in from event loops."""
+
+    def __init__(self, *, max_batch_tokens: int, max_waiting_texts: int, threads: int = 0) -> None:
+        """`threads` is their number; 0 makes one for each core."""
         self.limit(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._waiting = 0
         self._seconds_per_text = 0.01
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="embeddings", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"embeddings-{number}", daemon=True)
+            for number in range(threads or os.cpu_count() or 1)
+        ]
+        self._idle = len(self._threads)
 
     def limit(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
         """Changes the limits, for what comes from now on."""
@@ -150,17 +160,19 @@ class Batcher:
         return self._waiting
 
     def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Ends the thread after the batch that runs. Calls that still wait end with DRAINING."""
+        """Ends the threads after the batches that run. Calls that still wait end with DRAINING."""
         with self._changed:
             self._closed = True
             jobs, self._jobs = self._jobs, deque()
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         for job in jobs:
             job.end(_draining())
 
@@ -188,67 +200,58 @@ class Batcher:
 
     def queue(self, job: Job) -> None:
         """Takes a job whose texts are known; see `Job.run`."""
-        job.slices.extend(cut([len(ids) for ids in job.ids], self._budget))
+        lengths = [len(ids) for ids in job.ids]
+        share = max(_LEAST_TOKENS, -(-sum(lengths) // len(self._threads)))
+        job.slices.extend(cut(lengths, min(self._budget, share)))
         job.queued = time.monotonic()
         with self._changed:
             if self._closed:
                 raise _draining()
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _work(self) -> None:
-        while parts := self._next():
+        while batch := self._next():
             start = time.monotonic()
-            ids = [job.ids[place] for job, piece in parts for place in piece.places]
-            try:
-                vectors = parts[0][0].encoder.embed(ids)
-            except Exception as error:
-                # Whatever it is, it belongs to these calls alone: each of them reports it, others go on.
-                self._fail(parts, error)
-                continue
-            self._hand_out(parts, vectors)
-            spent = (time.monotonic() - start) / len(ids)
-            self._seconds_per_text += 0.1 * (spent - self._seconds_per_text)
+            error = _compute(batch)
+            with self._changed:
+                self._idle += 1
+                for job, piece in batch.parts:
+                    job.missing -= len(piece.places)
+                    if error or not job.missing:
+                        job.end(error)
+                if error is None:
+                    spent = (time.monotonic() - start) / len(batch.whole.places) / len(self._threads)
+                    self._seconds_per_text += 0.1 * (spent - self._seconds_per_text)
 
-    def _next(self) -> list[tuple[Job, Slice]] | None:
+    def _next(self) -> Batch | None:
         """The next batch, once there is one. None: the batcher is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             return None if self._closed else self._take()
 
-    def _take(self) -> list[tuple[Job, Slice]]:
-        batch = Slice()
-        parts: list[tuple[Job, Slice]] = []
+    def _take(self) -> Batch:
+        batch = Batch(self._jobs[0].encoder)
         passed_over: list[Job] = []
         served: list[Job] = []
         for job in self._jobs:
             piece = job.slices[0]
-            if parts and (job.encoder is not parts[0][0].encoder or not batch.takes(piece, self._budget)):
+            if job.encoder is not batch.encoder or not batch.whole.takes(piece, self._budget):
                 passed_over.append(job)
                 continue
-            parts.append((job, job.slices.popleft()))
-            batch.add(piece)
+            batch.parts.append((job, job.slices.popleft()))
+            batch.whole.add(piece)
             job.started = job.started or time.monotonic()
             job.waiting -= len(piece.places)
             self._waiting -= len(piece.places)
             if job.slices:
                 served.append(job)
         self._jobs = deque(passed_over + served)
-        _count(parts[0][0].encoder.info.name, batch)
-        return parts
-
-    def _hand_out(self, parts: list[tuple[Job, Slice]], vectors: NDArray[np.float32]) -> None:
-        row = 0
-        for job, piece in parts:
-            job.vectors[piece.places] = vectors[row : row + len(piece.places)]
-            row += len(piece.places)
-            job.missing -= len(piece.places)
-            if not job.missing:
-                job.end()
-
-    def _fail(self, parts: list[tuple[Job, Slice]], error: Exception) -> None:
-        for job, _ in parts:
-            job.end(error)
+        if not self._jobs:
+            batch.cores = max(1, min(self._idle, batch.whole.tokens // _LEAST_TOKENS))
+        self._idle -= 1
+        _count(batch.encoder.info.name, batch.whole)
+        return batch
 
     def _full(self, texts: int) -> ArgosyError:
         retry_after_s = min(max(self._waiting * self._seconds_per_text, _LEAST_RETRY_S), _MOST_RETRY_S)
@@ -262,10 +265,25 @@ class Batcher:
         )
 
 
+def _compute(batch: Batch) -> Exception | None:
+    """Puts the vectors of a batch where its calls want them. Gives the error of a batch that failed."""
+    ids = [job.ids[place] for job, piece in batch.parts for place in piece.places]
+    try:
+        vectors = batch.encoder.embed(ids, batch.cores)
+    except Exception as error:
+        # Whatever it is, it belongs to these calls alone: each of them reports it, others go on.
+        return error
+    row = 0
+    for job, piece in batch.parts:
+        job.vectors[piece.places] = vectors[row : row + len(piece.places)]
+        row += len(piece.places)
+    return None
+
+
 def _count(model: str, batch: Slice) -> None:
     metrics.EMBEDDED_TEXTS.labels(model=model).inc(len(batch.places))
     metrics.EMBEDDED_TOKENS.labels(model=model).inc(batch.tokens)
-    metrics.EMBEDDING_BATCH_TOKENS.labels(model=model).observe(batch.padded)
+    metrics.EMBEDDING_BATCH_TOKENS.labels(model=model).observe(batch.tokens)
 
 
 def _draining() -> ArgosyError:

@@ -1,8 +1,8 @@
-"""The BERT encoder (Devlin et al., 2018) in plain torch, float32."""
+"""The BERT encoder (Devlin et al., 2018) in plain torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -10,20 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
+from argosy_services.embeddings.attention import attend
 from argosy_services.embeddings.config import BertConfig, unusable
+from argosy_services.embeddings.linear import Linear
+from argosy_services.embeddings.packing import Packed
 from argosy_services.models.types import LocalModel
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A projection: weight [out, in], bias [out]."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """[..., in] to [..., out]."""
-        return functional.linear(states, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,70 +43,48 @@ class Layer:
 
 
 class BertEncoder:
-    """Token ids to one vector for each token."""
+    """Token ids to one vector for each token, computed in `dtype`."""
 
-    def __init__(self, config: BertConfig, reader: _Reader) -> None:
+    def __init__(self, config: BertConfig, reader: _Reader, dtype: torch.dtype) -> None:
         self._heads = config.heads
+        self._dtype = dtype
         hidden, eps = config.hidden_size, config.norm_eps
         self._words = reader.tensor("embeddings.word_embeddings.weight", config.vocab_size, hidden)
         positions = reader.tensor("embeddings.position_embeddings.weight", config.max_positions, hidden)
         types = reader.tensor("embeddings.token_type_embeddings.weight", config.token_types, hidden)
         # Every token of a single text has type 0.
         self._positions = positions + types[0]
-        self._embedding_norm = reader.norm("embeddings.LayerNorm", hidden, eps)
-        self._layers = [_layer(reader, config, f"encoder.layer.{index}.") for index in range(config.layers)]
-        self.parameter_count = sum(map(torch.Tensor.numel, self._tensors())) + types.numel()
+        self._embedding_norm = reader.norm("embeddings.LayerNorm", hidden, eps, torch.float32)
+        self._layers = [_layer(reader, config, f"encoder.layer.{index}.", dtype) for index in range(config.layers)]
+        self.parameter_count = reader.parameter_count
 
     @classmethod
-    def load(cls, local: LocalModel, config: BertConfig) -> BertEncoder:
+    def load(cls, local: LocalModel, config: BertConfig, dtype: torch.dtype) -> BertEncoder:
         """Reads every `*.safetensors` of a model. Raises NOT_SUPPORTED for a missing or misshapen tensor."""
         with ExitStack() as stack:
-            return cls(config, _Reader(local, stack))
+            return cls(config, _Reader(local, stack), dtype)
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`ids` int64 and `mask` bool, both [texts, tokens], mask False at padding, to float32 [texts, tokens, hidden].
-
-        Every text has at least one token.
-        """
-        states = functional.embedding(ids, self._words) + self._positions[: ids.shape[1]]
-        states = self._embedding_norm(states)
-        # Without padding torch takes a faster kernel than with a mask of nothing but True.
-        attended = None if bool(mask.all()) else mask[:, None, None, :]
+    def __call__(self, packed: Packed) -> torch.Tensor:
+        """The vectors [rows, hidden] of the rows of a batch, in the encoder's type."""
+        states = functional.embedding(packed.ids, self._words) + functional.embedding(packed.positions, self._positions)
+        states = self._embedding_norm(states).to(self._dtype)
         for layer in self._layers:
-            states = layer.attention_norm(states + layer.output(self._attend(layer.qkv(states), attended)))
-            states = layer.norm(states + layer.down(functional.gelu(layer.up(states))))
+            mixed = attend(layer.qkv(states), self._heads, packed.groups)
+            states = layer.attention_norm(layer.output.added(mixed, states))
+            states = layer.norm(layer.down.added(layer.up.gelu(states), states))
         return states
 
-    def _attend(self, qkv: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        texts, tokens, width = qkv.shape
-        query, key, value = qkv.view(texts, tokens, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return mixed.transpose(1, 2).reshape(texts, tokens, width // 3)
 
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        yield self._words
-        yield self._positions
-        norms = [self._embedding_norm]
-        for layer in self._layers:
-            norms += [layer.attention_norm, layer.norm]
-            for linear in (layer.qkv, layer.output, layer.up, layer.down):
-                yield linear.weight
-                yield linear.bias
-        for norm in norms:
-            yield norm.weight
-            yield norm.bias
-
-
-def _layer(reader: _Reader, config: BertConfig, prefix: str) -> Layer:
+def _layer(reader: _Reader, config: BertConfig, prefix: str, dtype: torch.dtype) -> Layer:
     hidden, inner, eps = config.hidden_size, config.intermediate_size, config.norm_eps
-    parts = [reader.linear(f"{prefix}attention.self.{name}", hidden, hidden) for name in ("query", "key", "value")]
+    names = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
     return Layer(
-        qkv=Linear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
-        output=reader.linear(f"{prefix}attention.output.dense", hidden, hidden),
-        attention_norm=reader.norm(f"{prefix}attention.output.LayerNorm", hidden, eps),
-        up=reader.linear(f"{prefix}intermediate.dense", inner, hidden),
-        down=reader.linear(f"{prefix}output.dense", hidden, inner),
-        norm=reader.norm(f"{prefix}output.LayerNorm", hidden, eps),
+        qkv=reader.linear(names, hidden, hidden, dtype),
+        output=reader.linear([f"{prefix}attention.output.dense"], hidden, hidden, dtype),
+        attention_norm=reader.norm(f"{prefix}attention.output.LayerNorm", hidden, eps, dtype),
+        up=reader.linear([f"{prefix}intermediate.dense"], inner, hidden, dtype),
+        down=reader.linear([f"{prefix}output.dense"], hidden, inner, dtype),
+        norm=reader.norm(f"{prefix}output.LayerNorm", hidden, eps, dtype),
     )
 
 
@@ -124,6 +93,7 @@ class _Reader:
 
     def __init__(self, local: LocalModel, stack: ExitStack) -> None:
         self._local = local
+        self.parameter_count = 0
         self._shards = {}
         for path in sorted(local.path.glob("*.safetensors")):
             try:
@@ -141,10 +111,15 @@ class _Reader:
         tensor = shard.get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise unusable(self._local, f"{name} has shape {tuple(tensor.shape)}, config.json says {shape}")
+        self.parameter_count += tensor.numel()
         return tensor.float()
 
-    def linear(self, name: str, outputs: int, inputs: int) -> Linear:
-        return Linear(self.tensor(f"{name}.weight", outputs, inputs), self.tensor(f"{name}.bias", outputs))
+    def linear(self, names: Sequence[str], outputs: int, inputs: int, dtype: torch.dtype) -> Linear:
+        """The projections of these names, stacked into one."""
+        weights = [self.tensor(f"{name}.weight", outputs, inputs) for name in names]
+        biases = [self.tensor(f"{name}.bias", outputs) for name in names]
+        return Linear(torch.cat(weights).to(dtype), torch.cat(biases).to(dtype))
 
-    def norm(self, name: str, size: int, eps: float) -> Norm:
-        return Norm(self.tensor(f"{name}.weight", size), self.tensor(f"{name}.bias", size), eps)
+    def norm(self, name: str, size: int, eps: float, dtype: torch.dtype) -> Norm:
+        weight, bias = self.tensor(f"{name}.weight", size), self.tensor(f"{name}.bias", size)
+        return Norm(weight.to(dtype), bias.to(dtype), eps)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from argosy_services.embeddings.bert import BertEncoder
 from argosy_services.embeddings.config import SentenceConfig, read_config, unusable
+from argosy_services.embeddings.linear import compute_dtype
+from argosy_services.embeddings.packing import pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import EmbeddingModelInfo
 from argosy_services.models.types import LocalModel
@@ -18,7 +20,7 @@ from argosy_services.tokenization.types import Encoding
 
 
 class Encoder:
-    """A sentence-transformers model. Make it with `load`. `tokenize` is for any thread, `embed` for one at a time."""
+    """A sentence-transformers model. Make it with `load`. Its methods may be called from any thread."""
 
     def __init__(self, info: EmbeddingModelInfo, tokenizer: Tokenizer, bert: BertEncoder) -> None:
         self.info = info
@@ -26,12 +28,16 @@ class Encoder:
         self._bert = bert
 
     @classmethod
-    def load(cls, local: LocalModel) -> Encoder:
-        """Reads configuration, tokenizer and weights. Raises NOT_SUPPORTED with what cannot be served."""
+    def load(cls, local: LocalModel, dtype: str = "float32") -> Encoder:
+        """Reads configuration, tokenizer and weights. Raises NOT_SUPPORTED with what cannot be served.
+
+        `dtype` is "float32", "bfloat16" or "auto"; see `EmbeddingSettings`.
+        """
         config = read_config(local)
         tokenizer = Tokenizer.load(local)
         _check_tokenizer(local, config, tokenizer)
-        bert = BertEncoder.load(local, config.bert)
+        computed = compute_dtype(dtype)
+        bert = BertEncoder.load(local, config.bert, computed)
         info = EmbeddingModelInfo(
             name=local.name,
             architecture=config.bert.architecture,
@@ -40,7 +46,7 @@ class Encoder:
             pooling=config.pooling,
             normalizes=config.normalizes,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            dtype="float32",
+            dtype=str(computed).removeprefix("torch."),
             parameter_count=bert.parameter_count,
         )
         return cls(info, tokenizer, bert)
@@ -50,18 +56,15 @@ class Encoder:
         return self.tokenizer.encode_batch(texts, max_tokens=self.info.max_input_tokens)
 
     @torch.inference_mode()
-    def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def embed(self, batch: Sequence[Sequence[int]], cores: int = 1) -> NDArray[np.float32]:
         """Token ids of one or more texts, each with at least one, to float32 [texts, dimensions]. Not normalised.
 
-        Computes as many tokens as the longest text has for every text. Blocks.
+        Blocks. Sets the number of torch's threads for the thread that calls.
         """
-        width = max(map(len, batch))
-        ids = torch.zeros(len(batch), width, dtype=torch.int64)
-        mask = torch.zeros(len(batch), width, dtype=torch.bool)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = True
-        return pool(self.info.pooling, self._bert(ids, mask), mask).numpy()
+        if torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
+        packed = pack(batch)
+        return pool(self.info.pooling, self._bert(packed), packed).numpy()
 
 
 def _check_tokenizer(local: LocalModel, config: SentenceConfig, tokenizer: Tokenizer) -> None:

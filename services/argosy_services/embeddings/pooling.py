@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from argosy_services.embeddings.packing import Packed
 from argosy_services.embeddings.types import Pooling
 
 
-def pool(pooling: Pooling, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`states` float32 [texts, tokens, hidden] and `mask` bool [texts, tokens] to float32 [texts, hidden].
-
-    Every text has at least one token.
-    """
-    if pooling is Pooling.CLS:
-        return states[:, 0]
-    weights = mask[:, :, None].to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1)
+def pool(pooling: Pooling, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """`states` [rows, hidden] of the texts of `packed` to float32 [texts, hidden], in the order of their batch."""
+    pooled = torch.empty(len(packed.order), states.shape[1])
+    first = 0
+    for group in packed.groups:
+        tokens = group.of(states)
+        vectors = tokens[:, 0].float() if pooling is Pooling.CLS else tokens.mean(1, dtype=torch.float32)
+        pooled[packed.order[first : first + group.texts]] = vectors
+        first += group.texts
+    return pooled

@@ -32,13 +32,15 @@ class TextEncoder(BatchEncoder, Protocol):
 
 
 class EmbeddingsService:
-    """Embedding models by name. Its coroutines belong on an event loop; a thread of its own does the work."""
+    """Embedding models by name. Its coroutines belong on an event loop; threads of its own do the work."""
 
-    def __init__(self, models: Sequence[TextEncoder], *, max_batch_tokens: int, max_waiting_texts: int) -> None:
-        """The first of `models` answers calls that name none. For the limits see `EmbeddingSettings`."""
+    def __init__(
+        self, models: Sequence[TextEncoder], *, max_batch_tokens: int, max_waiting_texts: int, threads: int = 0
+    ) -> None:
+        """The first of `models` answers calls that name none. For the rest see `EmbeddingSettings`."""
         self._models = {model.info.name: model for model in models}
         self._default = models[0].info.name
-        self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts)
+        self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts, threads=threads)
 
     def limit(self, *, max_batch_tokens: int, max_waiting_texts: int) -> None:
         """Changes the limits, for what comes from now on."""
@@ -50,11 +52,11 @@ class EmbeddingsService:
         return self._batcher.waiting_texts
 
     def start(self) -> None:
-        """Starts the thread that computes."""
+        """Starts the threads that compute."""
         self._batcher.start()
 
     def close(self) -> None:
-        """Ends the thread after the batch that runs. Calls in progress end with DRAINING. Blocks."""
+        """Ends the threads after the batches that run. Calls in progress end with DRAINING. Blocks."""
         self._batcher.close()
 
     def info(self, model: str) -> EmbeddingModelInfo:

@@ -16,6 +16,7 @@ from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.models.types import LocalModel
 
 LEAST_COSINE = 0.999_999
+LEAST_COSINE_BFLOAT16 = 0.999
 WORDS = ["ship", "sea", "storm", "harbour", "captain", "sailed", "north", "é", "日本", "😀", "don't", "3.14", "UPPER"]
 ODD = ["", " ", "\n", "😀" * 50, "x" * 5000, "[SEP] [MASK]", "\u0000control\u0007", "مرحبا שלום"]
 
@@ -51,6 +52,14 @@ async def test_vectors_of_mixed_lengths_in_one_call(
     assert np.sum(embeddings.vectors * expected, axis=1).min() >= LEAST_COSINE
     np.testing.assert_allclose(embeddings.vectors, expected, atol=2e-6)
     assert any(embeddings.truncated)
+
+
+def test_vectors_in_bfloat16(minilm: LocalModel, texts: list[str], expected: NDArray[np.float32]) -> None:
+    encoder = Encoder.load(minilm, "bfloat16")
+    assert encoder.info.dtype == "bfloat16"
+    vectors = encoder.embed([encoding.ids for encoding in encoder.tokenize(texts)])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert np.sum(vectors * expected, axis=1).min() >= LEAST_COSINE_BFLOAT16
 
 
 def test_vectors_of_the_first_token(reference: Any, minilm: LocalModel, texts: list[str], tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ class Adder:
     def __init__(self, name: str = "adder", permits: int = 1_000_000) -> None:
         self.info = EmbeddingModelInfo(name, "Adder", 2, 100, Pooling.MEAN, False, "", "float32", 0)
         self.batches: list[list[list[int]]] = []
+        self.cores: list[int] = []
         self.permits = threading.Semaphore(permits)
         self.entered = threading.Semaphore(0)
 
-    def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def embed(self, batch: Sequence[Sequence[int]], cores: int = 1) -> NDArray[np.float32]:
+        self.cores.append(cores)
         self.batches.append([list(ids) for ids in batch])
         self.entered.release()
         if not self.permits.acquire(timeout=10):
@@ -42,8 +44,8 @@ class Adder:
 
 
 @contextmanager
-def running(budget: int = 100, most: int = 1000) -> Iterator[Batcher]:
-    batcher = Batcher(max_batch_tokens=budget, max_waiting_texts=most)
+def running(budget: int = 100, most: int = 1000, threads: int = 1) -> Iterator[Batcher]:
+    batcher = Batcher(max_batch_tokens=budget, max_waiting_texts=most, threads=threads)
     batcher.start()
     try:
         yield batcher
@@ -66,15 +68,15 @@ def test_slices_hold_every_text_within_the_budget(lengths: list[int], budget: in
     assert sorted(place for piece in slices for place in piece.places) == list(range(len(lengths)))
     for piece in slices:
         assert piece.tokens == sum(lengths[place] for place in piece.places)
-        assert piece.longest == max(lengths[place] for place in piece.places)
-        assert piece.padded <= budget or len(piece.places) == 1
-        assert piece.padded - piece.tokens <= max(64, piece.padded / 8)
+        assert piece.tokens <= budget or len(piece.places) == 1
     for left, right in itertools.pairwise(slices):
-        assert left.longest <= right.longest
+        assert max(lengths[place] for place in left.places) <= min(lengths[place] for place in right.places)
+        assert left.tokens + lengths[right.places[0]] > budget
 
 
-def test_texts_of_similar_length_go_together() -> None:
-    assert [piece.places for piece in cut([5, 250, 6, 249, 5], 1000)] == [[0, 4, 2], [3, 1]]
+def test_texts_of_one_length_are_neighbours() -> None:
+    assert [piece.places for piece in cut([5, 250, 6, 249, 5], 1000)] == [[0, 4, 2, 3, 1]]
+    assert [piece.places for piece in cut([5, 250, 6, 249, 5], 300)] == [[0, 4, 2, 3], [1]]
 
 
 async def test_vectors_come_back_in_the_order_of_the_call() -> None:
@@ -117,6 +119,46 @@ async def test_a_call_of_many_texts_starves_nobody() -> None:
         assert len(adder.batches) <= 4
         adder.permits.release(2000)
         assert len(await many) == 10_000
+
+
+async def test_a_call_is_spread_over_the_threads() -> None:
+    adder = Adder(permits=0)
+    with running(budget=10_000, threads=4) as batcher:
+        call = asyncio.create_task(embed(batcher, adder, texts(*[100] * 20)))
+        for _ in range(4):
+            await adder.has_entered()
+        adder.permits.release(4)
+        assert await call == [[100.0, 100.0]] * 20
+    assert sorted(map(len, adder.batches)) == [5, 5, 5, 5]
+
+
+async def test_a_batch_takes_the_cores_that_nobody_else_wants() -> None:
+    adder = Adder(permits=0)
+    with running(budget=2000, threads=3) as batcher:
+        calls = [asyncio.create_task(embed(batcher, adder, texts(1024)))]
+        await adder.has_entered()
+        calls += [asyncio.create_task(embed(batcher, adder, texts(1024))) for _ in range(2)]
+        for _ in range(2):
+            await adder.has_entered()
+        adder.permits.release(3)
+        await asyncio.gather(*calls)
+        adder.permits.release()
+        await embed(batcher, adder, texts(300))
+    assert adder.cores[0] == 3
+    assert adder.cores[3] == 1
+
+
+async def test_a_call_ends_once_where_two_of_its_batches_fail() -> None:
+    adder = Adder(permits=0)
+    with running(threads=2) as batcher:
+        call = asyncio.create_task(embed(batcher, adder, texts(90, 90, value=-1)))
+        for _ in range(2):
+            await adder.has_entered()
+        adder.permits.release(2)
+        with pytest.raises(ZeroDivisionError, match="poisonous"):
+            await call
+        adder.permits.release()
+        assert await embed(batcher, adder, texts(4)) == [[4.0, 4.0]]
 
 
 async def test_calls_of_many_texts_take_turns() -> None:

@@ -9,10 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from argosy_services.embeddings import attention
+from argosy_services.embeddings.attention import attend
 from argosy_services.embeddings.encoder import Encoder
+from argosy_services.embeddings.linear import Linear, compute_dtype
+from argosy_services.embeddings.packing import Group, pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import Pooling
 from argosy_services.errors import ArgosyError, Reason
+from argosy_services.models.types import LocalModel
 
 
 def test_the_bundled_model_is_described(encoder: Encoder) -> None:
@@ -23,13 +28,16 @@ def test_the_bundled_model_is_described(encoder: Encoder) -> None:
     assert info.parameter_count == 22_565_376
 
 
-def test_padding_does_not_change_a_vector(encoder: Encoder) -> None:
-    short, long = (encoding.ids for encoding in encoder.tokenize(["one text", "a much longer text " * 20]))
-    together = encoder.embed([short, long])
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 5e-3)])
+def test_neighbours_do_not_change_a_vector(minilm: LocalModel, dtype: str, atol: float) -> None:
+    encoder = Encoder.load(minilm, dtype)
+    texts = ["a much longer text " * 20, "one text", "another text", "no", "a much longer text " * 100]
+    ids = [encoding.ids for encoding in encoder.tokenize(texts)]
+    together = encoder.embed(ids)
     assert together.dtype == np.float32
-    assert together.shape == (2, 384)
-    np.testing.assert_allclose(together[0], encoder.embed([short])[0], atol=1e-6)
-    np.testing.assert_allclose(together[1], encoder.embed([long])[0], atol=1e-6)
+    assert together.shape == (5, 384)
+    for alone, vector in zip(ids, together, strict=True):
+        np.testing.assert_allclose(vector, encoder.embed([alone])[0], atol=atol)
 
 
 def test_texts_are_cut_to_what_the_model_takes(encoder: Encoder) -> None:
@@ -38,11 +46,60 @@ def test_texts_are_cut_to_what_the_model_takes(encoder: Encoder) -> None:
     assert (len(cut.ids), cut.truncated_tokens, cut.ids) == (256, 46, whole.ids)
 
 
-def test_pooling_by_hand() -> None:
-    states = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [90.0, 90.0]]])
-    mask = torch.tensor([[True, True, False]])
-    assert pool(Pooling.MEAN, states, mask).tolist() == [[2.0, 4.0]]
-    assert pool(Pooling.CLS, states, mask).tolist() == [[1.0, 2.0]]
+def test_packing_and_pooling_by_hand() -> None:
+    packed = pack([[7, 8, 9], [5, 6], [3, 4]])
+    assert packed.ids.tolist() == [5, 6, 3, 4, 7, 8, 9]
+    assert packed.positions.tolist() == [0, 1, 0, 1, 0, 1, 2]
+    assert packed.groups == [Group(0, 2, 2), Group(4, 1, 3)]
+    states = torch.tensor([[1.0, 2.0], [3.0, 6.0], [0.0, 5.0], [1.0, 5.0], [9.0, 0.0], [0.0, 3.0], [0.0, 0.0]])
+    assert pool(Pooling.MEAN, states, packed).tolist() == [[3.0, 1.0], [2.0, 4.0], [0.5, 5.0]]
+    assert pool(Pooling.CLS, states, packed).tolist() == [[9.0, 0.0], [1.0, 2.0], [0.0, 5.0]]
+
+
+def test_attention_in_bfloat16_is_that_of_float32() -> None:
+    torch.manual_seed(0)
+    lengths = [3, 3, 3, 40, 600]
+    packed = pack([[0] * length for length in lengths])
+    qkv = torch.randn(sum(lengths), 3 * 4 * 8)
+    exact = attend(qkv, 4, packed.groups)
+    start = 0
+    for length in lengths:
+        query, key, value = qkv[start : start + length].view(length, 3, 4, 8).permute(1, 2, 0, 3)
+        by_hand = torch.softmax(query @ key.transpose(1, 2) / 8**0.5, -1) @ value
+        torch.testing.assert_close(exact[start : start + length], by_hand.transpose(0, 1).flatten(1))
+        start += length
+    torch.testing.assert_close(attend(qkv.bfloat16(), 4, packed.groups).float(), exact, atol=0.03, rtol=0.03)
+
+
+def test_attention_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.randn(7 * 5, 3 * 8).bfloat16()
+    whole = attend(qkv, 2, [Group(0, 7, 5)])
+    monkeypatch.setattr(attention, "_SCORES", 2 * 25 * 3)
+    torch.testing.assert_close(attend(qkv, 2, [Group(0, 7, 5)]), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fused", [True, False])
+def test_linear_layers_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, fused: bool) -> None:
+    torch.manual_seed(0)
+    weight, bias, states, residual = (torch.randn(*shape) for shape in ((48, 32), (48,), (5, 32), (5, 48)))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: fused)
+    linear = Linear((weight / 6).to(dtype), bias.to(dtype))
+    narrow = states.to(dtype)
+    expected = narrow.float() @ (weight / 6).to(dtype).float().T + bias.to(dtype).float()
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    torch.testing.assert_close(linear(narrow).float(), expected, **tolerance)
+    torch.testing.assert_close(linear.gelu(narrow).float(), torch.nn.functional.gelu(expected), **tolerance)
+    added = linear.added(narrow, residual.to(dtype)).float()
+    torch.testing.assert_close(added, expected + residual.to(dtype).float(), **tolerance)
+
+
+def test_auto_takes_a_type_that_the_processor_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert compute_dtype("auto") is dtype
+        assert (compute_dtype("float32"), compute_dtype("bfloat16")) == (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize(

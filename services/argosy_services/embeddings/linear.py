@@ -1,0 +1,50 @@
+"""The linear layers of the encoder, in the layout and the type that the processor multiplies fastest."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+# Rows of a full batch, for which oneDNN chooses the layout; any other number of rows works too.
+_ROWS = 1024
+
+
+def compute_dtype(wanted: str) -> torch.dtype:
+    """The type of weights and products: what is asked for, or for "auto" bfloat16 where the processor has it.
+
+    Without these instructions bfloat16 products are emulated, many times slower than float32.
+    """
+    if wanted == "auto":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    return torch.float32 if wanted == "float32" else torch.bfloat16
+
+
+class Linear:
+    """A projection: states [rows, in] to [rows, out], in the type of `weight`. `weight` [out, in], `bias` [out].
+
+    oneDNN reorders the weights once, which a plain product does in every call, and fuses what follows the product.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        self._fused = torch.backends.mkldnn.is_available()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS) if self._fused else weight
+        self._bias = bias
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """The projection."""
+        if not self._fused:
+            return functional.linear(states, self._weight, self._bias)
+        return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
+
+    def gelu(self, states: torch.Tensor) -> torch.Tensor:
+        """The exact GELU (Hendrycks and Gimpel, 2016) of the projection."""
+        if not self._fused:
+            return functional.gelu(functional.linear(states, self._weight, self._bias))
+        return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "gelu", [], "none")
+
+    def added(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The projection plus `residual` [rows, out]."""
+        if not self._fused:
+            return functional.linear(states, self._weight, self._bias) + residual
+        return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self._weight, self._bias, "add")
