@@ -16,20 +16,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
-from argosy_services.models.store import ModelStore
-from argosy_services.settings import Settings
 from side_by_side import machine
 from side_by_side.report import section, write_report
 from side_by_side.results import Results
 from side_by_side.run import Pool, Run
 from side_by_side.shapes import SHAPES
-from side_by_side.sides import KINDS, Places, Spec
+from side_by_side.sides import ARGOSY_GRPC, KINDS, Places, Spec
+
+from argosy_services.models.store import ModelStore
+from argosy_services.settings import Settings
 
 _BENCH = Path(__file__).parent
 _RESULTS = _BENCH / "results/peers.json"
@@ -40,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--sides", nargs="+", default=list(KINDS), metavar="SIDE", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--sides", nargs="+", metavar="SIDE", help=f"of {', '.join(KINDS)} (all, and the variants)")
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -78,9 +80,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def specs(sides: Sequence[str], common: Sequence[str], variants: Sequence[Sequence[str]]) -> list[Spec]:
+def specs(sides: Sequence[str] | None, common: Sequence[str], variants: Sequence[Sequence[str]]) -> list[Spec]:
     """The sides by name, `KIND` or `KIND@VARIANT`. Raises ValueError."""
     settings = {name: pairs for name, *pairs in variants}
+    sides = sides or [*KINDS, *(f"{ARGOSY_GRPC}@{name}" for name in settings)]
     found = []
     for side in sides:
         kind, _, variant = side.partition("@")
@@ -96,7 +99,10 @@ def specs(sides: Sequence[str], common: Sequence[str], variants: Sequence[Sequen
 
 
 def _pairs(settings: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    pairs = dict(setting.partition("=")[::2] for setting in settings)
+    pairs: dict[str, str] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        pairs[key] = value
     for key, value in pairs.items():
         if not key.startswith("ARGOSY_") or not value:
             raise ValueError(f"'{key}={value}' is no setting: give ARGOSY_NAME=VALUE")
@@ -118,8 +124,14 @@ def measure(options: argparse.Namespace) -> None:
             results=Results(options.results),
             pool=Pool(Places(peers, model.path, peers / "logs", Path(directory))),
         )
-        with asyncio.Runner() as runner:
-            runner.run(run.measure([SHAPES[name] for name in options.shapes]))
+        asyncio.run(_until_stopped(run.measure([SHAPES[name] for name in options.shapes])))
+
+
+async def _until_stopped(measuring: Coroutine[Any, Any, None]) -> None:
+    """Runs it so that SIGTERM, as Ctrl-C does, ends the sides' processes before the driver's."""
+    task = asyncio.ensure_future(measuring)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
 
 
 def main() -> int:
@@ -131,7 +143,7 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("stopped; --resume goes on from here", file=sys.stderr)
         return 130
     results = Results(options.results)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import argosy
-from side_by_side.base import Request, SideError, TokenTimes
+from side_by_side.base import Request, TokenTimes
 from side_by_side.process import LOAD_S, START_S, OwnProcess, free_port
 
 _ARGOSY = Path(sys.executable).with_name("argosy")
@@ -52,7 +52,7 @@ class ArgosyServer:
 
     async def stop(self) -> None:
         """Closes the client and ends the server."""
-        await self._client.aclose()
+        await self._client.close()
         await self._own.stop()
 
     async def _stream(self, request: Request, started: float) -> list[float]:

@@ -137,10 +137,10 @@ def _ratios() -> Iterator[Ratio]:
         yield Ratio(text, f"decode-{streams}", "decode", f"{ARGOSY_GRPC}@bf16", "vllm", "2")
     for kind in (ARGOSY_GRPC, ARGOSY):
         text = f"{kind}: 32 requests with one prefix of 1,000 tokens, prefix cache on against off"
-        yield Ratio(text, "prefix", "end_to_end", kind, f"{kind} without it", "5")
+        yield Ratio(text, "prefix", "end_to_end", kind, f"{kind}, cache off", "5")
         for targets, layers in (("all", "all linear layers"), ("qv", "q and v")):
             text = f"{kind}: 16 adapters of rank 16 on {layers} over 32 streams, against base"
-            yield Ratio(text, "adapters", "end_to_end", f"{kind} {targets}", f"{kind} base", "0.85")
+            yield Ratio(text, "adapters", "end_to_end", f"{kind}, adapters on {targets}", f"{kind}, base", "0.85")
 
 
 def _own_rows(results: Results) -> list[list[str]]:

@@ -44,9 +44,11 @@ class Pool:
             await side.stop()
 
     async def keep(self, specs: Collection[Spec]) -> None:
-        """Ends those that nobody needs any more."""
-        for spec in [spec for spec in self._sides if spec not in specs]:
-            await self.drop(spec)
+        """Ends those that nobody needs any more, each of them even where another one will not end."""
+        leaving = [spec for spec in self._sides if spec not in specs]
+        for error in await asyncio.gather(*map(self.drop, leaving), return_exceptions=True):
+            if error is not None:
+                raise error
 
 
 @dataclass(frozen=True, slots=True)

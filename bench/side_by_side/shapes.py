@@ -96,12 +96,12 @@ def _cache_on_and_off(specs: Sequence[Spec]) -> list[Entry]:
     return [
         entry
         for spec in specs
-        if spec.is_argosy
+        if spec.is_argosy and not spec.variant
         for entry in (
             Entry(spec.label, spec),
             Entry(
-                f"{spec.label} without it",
-                replace(spec, environment=(*spec.environment, off), variant=f"{spec.variant}no-prefix-cache"),
+                f"{spec.label}, cache off",
+                replace(spec, environment=(*spec.environment, off), variant="cache-off"),
             ),
         )
     ]
@@ -111,10 +111,13 @@ def _base_and_adapters(specs: Sequence[Spec]) -> list[Entry]:
     return [
         entry
         for spec in specs
-        if spec.is_argosy
+        if spec.is_argosy and not spec.variant
         for entry in (
-            Entry(f"{spec.label} base", spec),
-            *(Entry(f"{spec.label} {targets}", replace(spec, adapters=targets)) for targets in adapters.TARGETS),
+            Entry(f"{spec.label}, base", spec),
+            *(
+                Entry(f"{spec.label}, adapters on {targets}", replace(spec, adapters=targets))
+                for targets in adapters.TARGETS
+            ),
         )
     ]
 
