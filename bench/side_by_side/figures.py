@@ -33,7 +33,7 @@ def figures(requests: Sequence[Request], times: TokenTimes) -> Figures:
         "first_token_s": statistics.median(firsts),
         "first_token_p95_s": firsts[round(0.95 * (len(firsts) - 1))],
     }
-    if end > firsts[0]:
+    if answers > len(times):
         found["first_to_last"] = (answers - len(times)) / (end - firsts[0])
     over = min(stream[-1] for stream in times)
     if over > firsts[-1]:

@@ -87,7 +87,10 @@ def _argosy_grpc(spec: Spec, places: Places, log: Path) -> Side:
 
 
 def _vllm(spec: Spec, places: Places, log: Path) -> Side:
-    return ChildSide(places.python("vllm"), ["side_by_side.vllm_child", places.model], log, {})
+    # Its documentation asks for Intel's OpenMP to be loaded before anything else.
+    openmp = places.peers / "vllm/lib/libiomp5.so"
+    preload = {"LD_PRELOAD": str(openmp)} if openmp.exists() else {}
+    return ChildSide(places.python("vllm"), ["side_by_side.vllm_child", places.model], log, preload)
 
 
 def _openvino(spec: Spec, places: Places, log: Path) -> Side:
