@@ -27,13 +27,13 @@ class Row:
 
 _DECODE_BARS = {1: "1.5", 8: "1.5", 32: "1.5", 64: "1.4"}
 ROWS = (
-    *(Row(f"decode, {n} streams", f"decode-{n}", "decode", _DECODE_BARS[n]) for n in _STREAMS),
-    *(Row(f"first token to last, {n} streams", f"decode-{n}", "first_to_last") for n in _STREAMS),
-    *(Row(f"end to end, {n} streams", f"decode-{n}", "end_to_end") for n in _STREAMS),
+    *(Row(f"decode, {n} at once", f"decode-{n}", "decode", _DECODE_BARS[n]) for n in _STREAMS),
+    *(Row(f"first token to last, {n} at once", f"decode-{n}", "first_to_last") for n in _STREAMS),
+    *(Row(f"end to end, {n} at once", f"decode-{n}", "end_to_end") for n in _STREAMS),
     Row("prefill, 8 prompts of 1,024", "prefill", "prefill", "1.2"),
-    Row("decode after them, 8 streams", "long-8", "decode"),
-    Row("end to end with them, 8 streams", "long-8", "end_to_end"),
-    Row("mix, 64 requests, end to end", "mix", "end_to_end"),
+    Row("decode after them", "long-8", "decode"),
+    Row("end to end with them", "long-8", "end_to_end"),
+    Row("mix, 64 at once, end to end", "mix", "end_to_end"),
     Row("mix, first token, median, s", "mix", "first_token_s", lower_is_better=True),
     Row("mix, first token, 95th percentile, s", "mix", "first_token_p95_s", lower_is_better=True),
     Row("start of the process to the first token, s", "startup", "seconds", lower_is_better=True),
@@ -67,9 +67,10 @@ def section(results: Results) -> str:
 
 
 _EXPLAINED = """\
-Medians of the rounds. `decode` is the rate while every stream decodes; `first token to last` counts the answers without
-their first tokens, from the first token of all to the last; `end to end` counts from the call. argosy is the engine in
-process, argosy-grpc the server through the SDK. A variant after @ is Argosy with other settings."""
+Medians of the rounds, whose samples are in results/peers.json. `decode` is the rate while every stream decodes; `first
+token to last` counts the answers without their first tokens, from the first token of all to the last; `end to end`
+counts from the call. argosy is the engine in process, argosy-grpc the server through the SDK. A variant after @ is
+Argosy with other settings."""
 
 
 def _circumstances(results: Results) -> str:
@@ -77,8 +78,7 @@ def _circumstances(results: Results) -> str:
     lines: dict[str, list[str]] = {}
     for name, outcome in results.outcomes.items():
         run = outcome.run
-        rounds = max(map(len, outcome.samples.values()), default=0)
-        told = f"{run['machine']}, {run['date']}, Argosy at {run['commit']}, Python {run['python']}, {rounds} rounds"
+        told = f"{run['machine']}, {run['date']}, Argosy at {run['commit']}, Python {run['python']}"
         lines.setdefault(told, []).append(name)
     versions: dict[str, None] = {}
     for outcome in results.outcomes.values():
