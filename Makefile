@@ -11,6 +11,10 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Processes of `make test`, one thread of torch each. Each holds models of its own.
 TEST_WORKERS ?= 2
+# Where `make install-peers` puts other engines for `make bench-peers`, and which of them (all where none is named).
+PEERS_DIR ?= .peers
+export PEERS_DIR
+PEERS ?=
 # Runtimes that `make test-contract` holds to the contract; ray-production puts HAProxy in front.
 TEST_RUNTIMES ?= ray-small,ray-production
 
@@ -54,6 +58,14 @@ bench-cluster: $(VENV)/.dev ## Measure what the layers of a fleet cost, how it s
 	$(BIN)/python bench/layers.py cancel 20
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/scaling.py cold
+
+.PHONY: install-peers
+install-peers: ## Install the engines that bench-peers measures, each into an environment in PEERS_DIR (10 minutes)
+	TORCH='$(TORCH)' PYTHON='$(PYTHON)' scripts/install_peers.sh $(PEERS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.dev ## Measure Argosy beside them in one run (40 minutes); BENCH='--resume' or other options
+	$(BIN)/python bench/peers.py $(BENCH)
 
 .PHONY: soak
 soak: $(VENV)/.dev ## 2,000 requests during scale-downs and redeploys, each answer compared (15 minutes)
@@ -102,7 +114,7 @@ sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, f
 
 .PHONY: clean
 clean: ## Remove the environment and everything else that was made here
-	rm -rf $(VENV) .demo demo-server.log .import_linter_cache build dist
+	rm -rf $(VENV) .peers .demo demo-server.log .import_linter_cache build dist
 	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache -o -name .hypothesis | xargs rm -rf
 
 # Torch first and held in place: whichever build it is, no other requirement may replace it by another one.
