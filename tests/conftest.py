@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from argosy_services.models.store import ModelStore
 from argosy_services.models.types import LocalModel
@@ -12,6 +13,11 @@ from argosy_services.settings import Settings
 
 # A shell has what it starts in the background ignore Ctrl-C, which then goes for all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes says how busy the machine is.
+hypothesis_settings.register_profile("unhurried", deadline=None)
+hypothesis_settings.load_profile("unhurried")
 
 
 def _model(name: str) -> LocalModel:

@@ -196,7 +196,7 @@ class TorchEngine:
         return loop
 
     def _parts(self) -> Parts:
-        settings, sampler = self._settings, Sampler()
+        settings, sampler = self._settings, Sampler(self._loaded.runner.greedy)
         blocks = BlockAllocator(
             _cache_tokens(settings) // settings.block_tokens,
             settings.block_tokens,

@@ -39,5 +39,9 @@ class ModelRunner:
             return torch.empty(0, self._decoder.config.vocab_size), []
         return self._decoder.logits(hidden[torch.tensor(rows, device=device)]), spans
 
+    def greedy(self, logits: torch.Tensor) -> torch.Tensor:
+        """The likeliest token, int64 `[rows]`."""
+        return logits.argmax(dim=-1)
+
     def close(self) -> None:
         """Nothing to give back."""

@@ -31,6 +31,10 @@ class Runner(Protocol):
         `step.wanted_rows` names. They are the caller's until the next call."""
         ...
 
+    def greedy(self, logits: torch.Tensor) -> torch.Tensor:
+        """The likeliest token, int64 `[rows]`, of logits `[rows, vocab]` that are as `run` gave them."""
+        ...
+
     def close(self) -> None:
         """Gives back what the runner holds beside memory."""
         ...

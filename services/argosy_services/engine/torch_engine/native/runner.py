@@ -23,6 +23,8 @@ class NativeRunner:
         self._decoder = decoder
         self._adapters = adapters
         self._tiles = block_tokens // TILE
+        self._logits = torch.empty(0)
+        self._largest: NDArray[np.int64] | None = None
 
     def run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
         """Computes the work, writes its keys and values, and gives the logits float32 `[rows, vocab]` that
@@ -42,18 +44,25 @@ class NativeRunner:
             self._decoder.step[name] = array.ctypes.data
         self._decoder.run_hidden(len(tokens), len(tiles), self._adapters.plan(ordered))
         rows, spans = wanted_rows(ordered)
-        return self._logits(np.array(rows, np.int64)), spans
+        self._logits, self._largest = self._compute_logits(np.array(rows, np.int64))
+        return self._logits, spans
+
+    def greedy(self, logits: torch.Tensor) -> torch.Tensor:
+        """The likeliest token, int64 `[rows]`; known already where `logits` are, unchanged, what `run` gave last."""
+        if logits is self._logits and self._largest is not None:
+            return torch.from_numpy(self._largest)
+        return logits.argmax(dim=-1)
 
     def close(self) -> None:
         """Ends the decoder's threads."""
         self._decoder.close()
 
-    def _logits(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def _compute_logits(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64] | None]:
         if len(rows) <= LOGIT_ROWS:
-            return self._decoder.run_logits(rows)[0]
+            return self._decoder.run_logits(rows)
         # Scoring asks for those of whole prompts.
         parts = range(0, len(rows), LOGIT_ROWS)
-        return torch.cat([self._decoder.run_logits(rows[part : part + LOGIT_ROWS])[0].clone() for part in parts])
+        return torch.cat([self._decoder.run_logits(rows[part : part + LOGIT_ROWS])[0].clone() for part in parts]), None
 
     def _places(self, work: Sequence[Work]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Slots of the new tokens, the tiles of every sequence, and the query vectors of every task; see
