@@ -76,7 +76,9 @@ def cluster(profile: str) -> Iterator[str]:
     config = serve_config(settings)
     (generation,) = [found for found in config["applications"] if found["name"] == "generation"]
     generation["import_path"] = "replay_engine:generation"
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    here = str(Path(__file__).parent)
+    if here not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, *paths)))
     with local.running(settings) as ray:
         control = Control(ray.dashboard, ray.token)
         control.deploy(config, lambda: ray.alive)

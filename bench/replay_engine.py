@@ -44,7 +44,9 @@ _WORDS = (1073, 3953, 314, 4461, 284, 5096)
 class ReplayEngine:
     """Gives every sequence its first token at once and one more at each step, as many as were asked for."""
 
-    def __init__(self, model: LocalModel, settings: GenerationSettings, _tokenizer_json: str) -> None:
+    def __init__(
+        self, model: LocalModel, settings: GenerationSettings, _tokenizer_json: str, _draft: LocalModel | None = None
+    ) -> None:
         self.max_waiting = settings.max_waiting
         self.max_waiting_tokens = settings.max_waiting_tokens
         self.info = EngineInfo("replay", model.name, "none", "none", 0, 8_192, 49_152, frozenset({2}), 0, 0)

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.util import get_node_ip_address
 
 from argosy_services import metrics
 from argosy_services.adapters.servicer import AdaptersServicer
@@ -35,17 +36,17 @@ from argosy_services.cluster.engine_host import EngineHost
 from argosy_services.cluster.handles import (
     AdapterFacts,
     FleetAdapters,
-    HandleEngines,
+    HandleEngine,
     HandleGeneration,
     HandleLeases,
     resident_adapters,
 )
 from argosy_services.cluster.links import LinkedEngines
-from argosy_services.cluster.placement import ToReplica
 from argosy_services.cluster.remote_engine import RemoteEngine
 from argosy_services.cluster.replica import Replica
+from argosy_services.cluster.roster import ENGINES
 from argosy_services.embeddings.servicer import EmbeddingsServicer
-from argosy_services.engine.base import EngineInfo, Grammar, Request, StepOutput
+from argosy_services.engine.base import EngineInfo, Grammar
 from argosy_services.engine.factory import EngineFactory, create_engine
 from argosy_services.errors import ArgosyError
 from argosy_services.generation.ports import Lease
@@ -155,12 +156,11 @@ class EngineDeployment:
         engine = await asyncio.to_thread(
             lambda: make_engine(replica.settings, self._model, Tokenizer.load(self._model), self.create)
         )
-        self._id = serve.get_replica_context().replica_id.unique_id
-        self._host = EngineHost(engine)
+        self._host = EngineHost(engine, self._load_missing)
         self._adapters: dict[str, asyncio.Lock] = {}
         self._resident: set[str] = set()
         self._misses = 0
-        self._host.start()
+        self._contact = await self._host.start(get_node_ip_address())
         watch_engine(self._model.name, engine)
         await self._reconcile()
         self._reconciling = asyncio.create_task(self._keep_reconciling())
@@ -176,31 +176,9 @@ class EngineDeployment:
         """What the engine serves."""
         return self._host.engine.info
 
-    async def submit(self, request: Request, gateway: str) -> str | ArgosyError:
-        """Takes a sequence for the link of a gateway; an adapter that is missing is loaded first. Returns this
-        replica's id, or why it refuses.
-        """
-        if request.adapter is not None and request.adapter not in self._resident:
-            self._misses += 1
-            await self._reconcile()
-        try:
-            self._host.submit(request, gateway)
-        except ArgosyError as error:
-            return error
-        return self._id
-
-    async def link(self, to: ToReplica, gateway: str) -> AsyncIterator[list[StepOutput] | None]:
-        """The outputs of a gateway's sequences; see `EngineHost.link`. None: this is another replica."""
-        if to.replica != self._id:
-            yield None
-            return
-        async with aclosing(self._host.link(gateway)) as batches:  # type: ignore[type-var]
-            async for outputs in batches:
-                yield outputs
-
-    async def cancel(self, to: ToReplica, request_id: str) -> None:
-        """Frees a sequence, if it is here."""
-        self._host.cancel(request_id)
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """Where gateways reach the engine; Ray Serve tells whoever holds a handle."""
+        return self._contact.published()
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
         """What is wrong with a grammar."""
@@ -269,6 +247,12 @@ class EngineDeployment:
         """Raises once the engine has ended; Ray Serve then replaces the replica."""
         self._host.check_health()
 
+    async def _load_missing(self, adapter: str) -> None:
+        """A sequence wants an adapter; where it stays missing the engine refuses the sequence."""
+        if adapter not in self._resident:
+            self._misses += 1
+            await self._reconcile()
+
     async def _keep_reconciling(self) -> None:
         while True:
             await asyncio.sleep(_RECONCILE_S)
@@ -287,6 +271,8 @@ class EngineDeployment:
             await self.unload_adapter(key)
 
     async def __del__(self) -> None:
+        # Ray Serve waits for its own calls only, and as long as `drain_seconds` for this.
+        await self._host.drain()
         self._reconciling.cancel()
         with suppress(asyncio.CancelledError):
             await self._reconciling
@@ -301,7 +287,7 @@ class GenerationDeployment(GenerationServicer):
         self._replica = replica = Replica(given)
         model = language_model(replica.settings)
         tokenizer = await asyncio.to_thread(Tokenizer.load, model)
-        runner = RemoteEngine(await engines.describe.remote(), LinkedEngines(HandleEngines(engines)))
+        runner = RemoteEngine(await engines.describe.remote(), LinkedEngines(ENGINES, HandleEngine(engines)))
         self._generation = GenerationService([ServedModel(model, runner, tokenizer)], HandleLeases())
         self._generation.start()
         super().__init__(self._generation, replica.gate, replica.auth)

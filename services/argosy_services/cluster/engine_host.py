@@ -1,33 +1,38 @@
-"""An engine in a process of its own: sequences come in one by one, outputs go back to each gateway on one stream.
+"""An engine in a process of its own: each gateway has one connection to it, for all of its sequences.
 
-One stream for all of a gateway's sequences, because between processes a message costs more than a token: after a step
-of 64 sequences one message travels instead of 64.
+A gateway sends a `Request` to have a sequence run, and a sequence's id to have it freed; lists of `StepOutput` come
+back. All that a step brings for a gateway goes in one message, because between processes a message costs more than a
+token.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 
-from argosy_services.engine.base import Engine, Request, StepOutput
+import structlog
+
+from argosy_services.cluster.wire import Connection, Contact, listen
+from argosy_services.engine.base import Engine, Finish, Request, StepOutput
 from argosy_services.errors import ArgosyError, Reason
 
-# What comes after an idle moment goes out at once; later outputs at most so often.
-_MIN_INTERVAL_S = 0.003
-# An idle link ends, because Ray Serve waits for it before it lets a replica go.
-_IDLE_S = 3.0
-# So long may a gateway take to read what its sequences bring; one that died never does.
-_UNREAD_S = 5.0
+log = structlog.get_logger("argosy.cluster")
 
 
 class EngineHost:
     """Shares an engine's outputs out among gateways. Lives on one event loop."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, load_adapter: Callable[[str], Awaitable[None]]) -> None:
+        """`load_adapter` is awaited before a sequence that needs the adapter is given to the engine."""
         self.engine = engine
+        self._load_adapter = load_adapter
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._outboxes: dict[str, _Outbox] = {}
+        self._server: asyncio.Server | None = None
+        self._outboxes: set[_Outbox] = set()
         self._owners: dict[str, _Outbox] = {}
+        self._idle = asyncio.Event()
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self._fault: ArgosyError | None = None
 
     def check_health(self) -> None:
@@ -35,58 +40,86 @@ class EngineHost:
         if self._fault is not None:
             raise self._fault
 
-    def start(self) -> None:
-        """Starts the engine; its outputs go to the loop that runs now."""
+    async def start(self, host: str) -> Contact:
+        """Starts the engine and takes gateways on a free port of `host`; returns where."""
         self._loop = asyncio.get_running_loop()
         self.engine.start(self._on_step)
+        contact, self._server = await listen(host, self._work_for)
+        return contact
 
-    def submit(self, request: Request, gateway: str) -> None:
-        """Takes a sequence whose outputs go to the link of a gateway. Raises what `Engine.submit` raises."""
+    async def drain(self) -> None:
+        """Waits until every sequence has ended, and then takes no more."""
+        while self._owners:
+            await self._idle.wait()
+        if self._server is not None:
+            self._server.close()
+        for outbox in self._outboxes:
+            outbox.close()
+
+    async def _work_for(self, gateway: Connection) -> None:
+        """Does what a gateway asks for until its connection ends; then its sequences are freed."""
+        outbox = _Outbox(gateway)
+        self._outboxes.add(outbox)
+        sending = asyncio.create_task(outbox.send())
+        try:
+            async with aclosing(gateway.messages()) as messages:
+                async for message in messages:
+                    if isinstance(message, Request):
+                        self._take(message, outbox)
+                    else:
+                        self._cancel(message)
+        finally:
+            self._outboxes.discard(outbox)
+            sending.cancel()
+            for request_id in [name for name, owner in self._owners.items() if owner is outbox]:
+                self._cancel(request_id)
+
+    def _take(self, request: Request, outbox: _Outbox) -> None:
+        self._owners[request.id] = outbox
+        self._idle.clear()
+        if request.adapter is None:
+            self._submit(request)
+        else:
+            self._loading[request.id] = asyncio.create_task(self._load_and_submit(request, request.adapter))
+
+    async def _load_and_submit(self, request: Request, adapter: str) -> None:
+        try:
+            await self._load_adapter(adapter)
+        except Exception as error:
+            self._refuse(request, error)
+        else:
+            self._submit(request)
+        finally:
+            self._loading.pop(request.id, None)
+
+    def _submit(self, request: Request) -> None:
         try:
             self.engine.submit(request)
-        except ArgosyError as error:
-            self._look(error)
-            raise
-        # In time: outputs are shared out by this thread, and not before it returns to the event loop.
-        outbox = self._outboxes.setdefault(gateway, _Outbox())
-        outbox.live.add(request.id)
-        self._owners[request.id] = outbox
-        if outbox.readers == 0:
-            asyncio.get_running_loop().call_later(_UNREAD_S, self._drop_unread, gateway, outbox)
+        except Exception as error:
+            self._refuse(request, error)
 
-    def cancel(self, request_id: str) -> None:
+    def _refuse(self, request: Request, error: Exception) -> None:
+        """Ends one sequence, whatever is wrong with it; the others of its gateway go on."""
+        if not isinstance(error, ArgosyError):
+            log.error("a sequence could not be taken", exc_info=error, sequence=request.id)
+            error = ArgosyError(Reason.INTERNAL, "internal error; the log of the engine has the cause")
+        self._distribute([StepOutput(request.id, finish=Finish.FAILED, error=error)])
+
+    def _cancel(self, request_id: str) -> None:
         """Frees a sequence; no output follows. Unknown ids are ignored."""
-        outbox = self._owners.pop(request_id, None)
-        if outbox is not None:
-            outbox.live.discard(request_id)
+        if self._end(request_id) is None:
+            return
+        if (loading := self._loading.pop(request_id, None)) is not None:
+            loading.cancel()
+        else:
             self.engine.cancel(request_id)
 
-    async def link(self, gateway: str) -> AsyncIterator[list[StepOutput]]:
-        """All outputs of a gateway's sequences, in their order; those of steps that follow quickly come together.
-
-        It ends by itself when the gateway has had no sequence here for a while. Closing it frees the sequences.
-        """
-        outbox = self._outboxes.setdefault(gateway, _Outbox())
-        outbox.readers += 1
-        try:
-            while (outputs := await outbox.take(_IDLE_S)) or outbox.live:
-                if outputs:
-                    yield outputs
-                    await asyncio.sleep(_MIN_INTERVAL_S)
-        finally:
-            outbox.readers -= 1
-            if outbox.readers == 0:
-                self._drop(gateway, outbox)
-
-    def _drop_unread(self, gateway: str, outbox: _Outbox) -> None:
-        if outbox.readers == 0:
-            self._drop(gateway, outbox)
-
-    def _drop(self, gateway: str, outbox: _Outbox) -> None:
-        for request_id in list(outbox.live):
-            self.cancel(request_id)
-        if self._outboxes.get(gateway) is outbox:
-            del self._outboxes[gateway]
+    def _end(self, request_id: str) -> _Outbox | None:
+        """A sequence is over; returns whose it was."""
+        outbox = self._owners.pop(request_id, None)
+        if not self._owners:
+            self._idle.set()
+        return outbox
 
     def _on_step(self, outputs: list[StepOutput]) -> None:
         """Runs on the engine's thread."""
@@ -96,11 +129,9 @@ class EngineHost:
     def _distribute(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             self._look(output.error)
-            ended = output.finish is not None
-            outbox = self._owners.pop(output.request_id, None) if ended else self._owners.get(output.request_id)
+            over = output.finish is not None
+            outbox = self._end(output.request_id) if over else self._owners.get(output.request_id)
             if outbox is not None:
-                if ended:
-                    outbox.live.discard(output.request_id)
                 outbox.put(output)
 
     def _look(self, error: ArgosyError | None) -> None:
@@ -109,11 +140,10 @@ class EngineHost:
 
 
 class _Outbox:
-    """What goes to one gateway."""
+    """What goes to one gateway: everything new at once, or what has gathered while the gateway was slow to read."""
 
-    def __init__(self) -> None:
-        self.live: set[str] = set()
-        self.readers = 0
+    def __init__(self, gateway: Connection) -> None:
+        self._gateway = gateway
         self._outputs: list[StepOutput] = []
         self._news = asyncio.Event()
 
@@ -121,14 +151,21 @@ class _Outbox:
         self._outputs.append(output)
         self._news.set()
 
-    async def take(self, timeout_s: float) -> list[StepOutput]:
-        """Waits for news and returns everything that is there; nothing after the timeout."""
-        if not self._outputs:
-            self._news.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._news.wait()
-            except TimeoutError:
-                return []
+    async def send(self) -> None:
+        """Sends until the connection ends."""
+        with suppress(OSError):  # The reading side sees that end as well, and acts on it.
+            while True:
+                await self._news.wait()
+                self._flush()
+                await self._gateway.ready()
+
+    def close(self) -> None:
+        """Ends the connection after everything that is there."""
+        self._flush()
+        self._gateway.close()
+
+    def _flush(self) -> None:
         outputs, self._outputs = self._outputs, []
-        return outputs
+        self._news.clear()
+        if outputs:
+            self._gateway.send(outputs)

@@ -20,10 +20,8 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from argosy_services.cluster.flights import FLIGHTS
-from argosy_services.cluster.placement import ToReplica
 from argosy_services.cluster.remote_engine import ReplicaLost
-from argosy_services.engine.base import AdapterWeights, Grammar, Request, StepOutput
+from argosy_services.engine.base import AdapterWeights, Grammar
 from argosy_services.errors import ArgosyError, Reason, model_not_found
 from argosy_services.generation.ports import Lease
 from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
@@ -72,43 +70,19 @@ def _losing() -> Any:
         raise ReplicaLost(type(lost).__name__) from lost
 
 
-class HandleEngines:
-    """`links.EngineCalls` over the handle of the engine deployment."""
+class HandleEngine:
+    """`links.AnyEngine` over the handle of the engine deployment."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def submit(self, request: Request, gateway: str) -> str | ArgosyError:
-        """Gives a sequence to the replica that the router takes."""
+    async def wake(self) -> None:
+        """A call that waits at a handle has Ray Serve start a replica where there is none."""
         with _losing():
-            placed = await self._handle.submit.remote(request, gateway)
-        if isinstance(placed, str):
-            FLIGHTS.routed(request.id, placed)
-        return placed
-
-    async def link(self, replica: str, gateway: str) -> AsyncGenerator[list[StepOutput]]:
-        """What a replica has to say to a gateway."""
-        batches: Any = self._handle.options(stream=True).link.remote(ToReplica(replica), gateway)
-        try:
-            with _losing():
-                async for batch in batches:
-                    if batch is None:
-                        raise ReplicaLost("another replica answered")
-                    yield batch
-        finally:
-            batches.cancel()
-
-    async def cancel(self, replica: str, request_id: str) -> None:
-        """Frees a sequence in a replica."""
-        with _losing():
-            await self._handle.cancel.remote(ToReplica(replica), request_id)
-
-    def forget(self, request_id: str) -> str | None:
-        """The sequence counts no more for the router."""
-        return FLIGHTS.ended(request_id)
+            await self._handle.describe.remote()
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
-        """Asks any replica."""
+        """Asks the replica with the fewest calls."""
         with _losing():
             return await self._handle.check_grammar.remote(grammar)
 

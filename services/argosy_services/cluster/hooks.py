@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -115,10 +116,11 @@ def _local_only(inner: Callable[..., Any], own_address: str) -> Callable[..., An
         handler = inner(service_method=service_method, streaming_type=streaming_type)
         if inspect.isasyncgenfunction(handler):
 
-            async def stream(request: Any, context: Any) -> Any:
+            async def stream(request: Any, context: Any) -> None:
                 await check(context)
-                async for message in handler(request, context):
-                    yield message
+                async with aclosing(handler(request, context)) as messages:
+                    async for message in messages:
+                        await context.write(message)
 
             return stream
 

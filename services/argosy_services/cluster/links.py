@@ -1,127 +1,163 @@
-"""A gateway's links to engine replicas: sequences go out one by one, all that a replica has to say comes back on one
-stream; see `engine_host`.
-"""
+"""A gateway's links to engine replicas: one connection to each, for all of its sequences; see `engine_host`."""
 
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, Protocol
 
+import structlog
+
+from argosy_services.cluster.placement import ReplicaView, rank
 from argosy_services.cluster.remote_engine import ReplicaLost
-from argosy_services.engine.base import Finish, Grammar, Request, StepOutput
+from argosy_services.cluster.roster import Roster
+from argosy_services.cluster.wire import Connection, Contact, connect
+from argosy_services.engine.base import Grammar, Request, StepOutput
 from argosy_services.errors import ArgosyError
 
+log = structlog.get_logger("argosy.cluster")
 
-class EngineCalls(Protocol):
-    """The calls that a gateway makes to engine replicas. Each raises ReplicaLost."""
+# So long is a replica left alone that could not be reached: Ray Serve needs a moment to notice that it is gone.
+_AVOIDED_S = 1.0
+_PAUSE_S = 0.05
 
-    async def submit(self, request: Request, gateway: str) -> str | ArgosyError:
-        """Gives a sequence to the replica that suits it; returns that replica, or why it refuses."""
-        ...
 
-    def link(self, replica: str, gateway: str) -> AsyncGenerator[list[StepOutput]]:
-        """What a replica has to say to a gateway."""
-        ...
+class AnyEngine(Protocol):
+    """Calls that any engine replica may answer. Each raises ReplicaLost."""
 
-    async def cancel(self, replica: str, request_id: str) -> None:
-        """Frees a sequence in a replica."""
-        ...
-
-    def forget(self, request_id: str) -> str | None:
-        """A sequence is over in this gateway; returns the replica that took it, if one did."""
+    async def wake(self) -> None:
+        """Waits until there is a replica; where none is, one is started."""
         ...
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
-        """What any replica says of a grammar."""
+        """What is wrong with a grammar."""
         ...
 
 
 class LinkedEngines:
     """`remote_engine.EngineReplicas` over links. Lives on one event loop."""
 
-    def __init__(self, calls: EngineCalls) -> None:
-        self._calls = calls
-        self._gateway = uuid.uuid4().hex
-        self._readers: dict[str, _Reader] = {}
-        self._links: dict[str, set[str]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(self, roster: Roster, engine: AnyEngine) -> None:
+        self._roster = roster
+        self._engine = engine
+        self._links: dict[str, _Link] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._following: set[asyncio.Task[None]] = set()
+        self._avoided: dict[str, float] = {}
 
     async def run(self, request: Request, take: Callable[[StepOutput], None]) -> None:
         """Runs a sequence to its end; see `EngineReplicas`. Cancelling it frees the sequence."""
-        reader = self._readers[request.id] = _Reader(take)
-        try:
-            placed = await self._calls.submit(request, self._gateway)
-            if isinstance(placed, ArgosyError):
-                reader.take(StepOutput(request.id, finish=Finish.FAILED, error=placed))
-            else:
-                self._follow(placed, request.id)
-            await reader.end
-        finally:
-            del self._readers[request.id]
-            replica = self._calls.forget(request.id)
-            if replica is not None:
-                self._links.get(replica, set()).discard(request.id)
-                if not reader.end.done() or reader.end.cancelled():
-                    self._do(self._cancel(replica, request.id))
+        while (link := self._link(request)) is None:
+            await self._prepare(request)
+        await link.run(request, take)
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
         """Asks any replica."""
-        return await self._calls.check_grammar(grammar)
+        return await self._engine.check_grammar(grammar)
 
-    def _follow(self, replica: str, request_id: str) -> None:
-        if replica not in self._links:
-            self._links[replica] = set()
-            self._do(self._read(replica))
-        self._links[replica].add(request_id)
+    def _best(self, request: Request) -> str | None:
+        now = time.monotonic()
+        views = {
+            replica: self._view(replica, member.view)
+            for replica, member in self._roster.members.items()
+            if self._avoided.get(replica, now) <= now
+        }
+        return next(iter(rank(views, request)), None)
 
-    async def _read(self, replica: str) -> None:
-        """Reads a link for as long as there are sequences in its replica."""
-        sequences = self._links[replica]
-        lost = ReplicaLost("its link broke")
+    def _view(self, replica: str, reported: ReplicaView) -> ReplicaView:
+        # What a replica reports may be half a second old; what this process has sent there since is known at once.
+        link = self._links.get(replica)
+        return reported if link is None else replace(reported, sequences=max(reported.sequences, link.sequences))
+
+    def _link(self, request: Request) -> _Link | None:
+        best = self._best(request)
+        return None if best is None else self._links.get(best)
+
+    async def _prepare(self, request: Request) -> None:
+        """Sees to it that the replica which suits a sequence can be reached, or is known not to be."""
+        best = self._best(request)
+        if best is None:
+            await self._find()
+            return
+        if best not in self._opening:
+            self._opening[best] = self._do(self._open(best, self._roster.members[best].contact))
+        # Others wait for it as well: it goes on when this one is cancelled.
+        await asyncio.shield(self._opening[best])
+
+    async def _find(self) -> None:
         try:
-            while True:
-                before = set(sequences)
-                async with aclosing(self._calls.link(replica, self._gateway)) as link:
-                    async for outputs in link:
-                        self._distribute(replica, outputs)
-                # It ended because the replica had none of ours. Those that came while it did are waited for once more.
-                self._fail(before & sequences, ReplicaLost("its replica has dropped it"))
-                if not sequences - before:
-                    return
-        except ReplicaLost as error:
-            lost = error
+            await self._engine.wake()
+        except ReplicaLost as lost:
+            log.warning("no engine replica answers", cause=str(lost))
+        await asyncio.sleep(_PAUSE_S)
+
+    async def _open(self, replica: str, contact: Contact) -> None:
+        try:
+            link = self._links[replica] = _Link(await connect(contact))
+        except OSError as error:
+            log.warning("an engine replica cannot be reached", replica=replica, cause=str(error))
+            self._avoided[replica] = time.monotonic() + _AVOIDED_S
+        else:
+            self._avoided.pop(replica, None)
+            task = self._do(self._follow(replica, link))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
+        finally:
+            del self._opening[replica]
+
+    async def _follow(self, replica: str, link: _Link) -> None:
+        try:
+            await link.follow()
         finally:
             del self._links[replica]
-            self._fail(sequences, lost)
+            link.close()
 
-    def _distribute(self, replica: str, outputs: list[StepOutput]) -> None:
-        for output in outputs:
-            if (reader := self._readers.get(output.request_id)) is not None:
-                reader.take(output)
-            elif output.finish is None:
-                # It was given up before its replica had taken it.
-                self._do(self._cancel(replica, output.request_id))
+    @staticmethod
+    def _do(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        # In a context of its own: a link is not part of the call that happens to need it first.
+        return asyncio.get_running_loop().create_task(work, context=Context())
 
-    def _fail(self, sequences: set[str], lost: ReplicaLost) -> None:
-        for request_id in sequences:
-            if (reader := self._readers.get(request_id)) is not None:
-                reader.lose(lost)
 
-    async def _cancel(self, replica: str, request_id: str) -> None:
+class _Link:
+    """One replica's connection and the sequences that it runs for this gateway."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._readers: dict[str, _Reader] = {}
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences of this gateway the replica runs."""
+        return len(self._readers)
+
+    async def run(self, request: Request, take: Callable[[StepOutput], None]) -> None:
+        """Has the replica run a sequence; see `LinkedEngines.run`."""
+        reader = self._readers[request.id] = _Reader(take)
+        self._connection.send(request)
         try:
-            await self._calls.cancel(replica, request_id)
-        except ReplicaLost:
-            return  # And with it the sequence.
+            await reader.end
+        finally:
+            del self._readers[request.id]
+            if not reader.finished:
+                self._connection.send(request.id)
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        # In a context of its own: Ray Serve takes several streams that one call of a gateway opens for one.
-        task = asyncio.get_running_loop().create_task(work, context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def follow(self) -> None:
+        """Hands out what the replica has to say, until the connection ends."""
+        async with aclosing(self._connection.messages()) as messages:
+            async for outputs in messages:
+                for output in outputs:
+                    if (reader := self._readers.get(output.request_id)) is not None:
+                        reader.take(output)
+
+    def close(self) -> None:
+        """Its sequences are lost."""
+        self._connection.close()
+        for reader in self._readers.values():
+            reader.lose()
 
 
 class _Reader:
@@ -129,15 +165,17 @@ class _Reader:
 
     def __init__(self, take: Callable[[StepOutput], None]) -> None:
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.finished = False
         self._take = take
 
     def take(self, output: StepOutput) -> None:
         """Hands an output on."""
         self._take(output)
-        if output.finish is not None and not self.end.done():
+        self.finished = output.finish is not None
+        if self.finished and not self.end.done():
             self.end.set_result(None)
 
-    def lose(self, lost: ReplicaLost) -> None:
+    def lose(self) -> None:
         """Nothing more will come."""
         if not self.end.done():
-            self.end.set_exception(lost)
+            self.end.set_exception(ReplicaLost("its link broke"))

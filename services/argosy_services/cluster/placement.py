@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 from argosy_services.engine.base import Request
-
-T = TypeVar("T")
 
 # A replica whose cache is so full, or that has so many prompt tokens before it, is left alone while others are not.
 _FULL_KV_USE = 0.9
@@ -19,13 +16,6 @@ _LONG_BACKLOG_TOKENS = 2_048
 _AFFINITY_SLACK = 8
 # Prompts that begin with the same so many tokens are likely to share more: a system prompt, a document.
 _PREFIX_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class ToReplica:
-    """First argument of a call that is for one replica. Another one gets it only where that one is gone."""
-
-    replica: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +43,26 @@ class ReplicaView:
         return self.kv_use >= _FULL_KV_USE or self.waiting_tokens >= _LONG_BACKLOG_TOKENS
 
 
-def rank(replicas: Mapping[T, ReplicaView], names: Mapping[T, str], request: Request | None) -> list[list[T]]:
-    """Replicas in the order in which they suit a sequence, in groups of equally good ones.
+def rank(replicas: Mapping[str, ReplicaView], request: Request) -> list[str]:
+    """The ids of replicas in the order in which they suit a sequence.
 
     First the one that prompts with this beginning always go to (rendezvous hashing, Thaler and Ravishankar, 1996),
     unless others have much less to do; then those that hold the adapter; then those that would have to load it; last
     those that are full. Of each kind those with fewer sequences come first.
     """
-    free = [key for key, view in replicas.items() if not view.busy]
-    full = [key for key, view in replicas.items() if view.busy]
-    adapter = request.adapter if request is not None else None
-    holders = [key for key in free if adapter is None or adapter in replicas[key].adapters]
-    others = [key for key in free if key not in set(holders)]
-    ahead: list[T] = []
-    if request is not None and holders:
-        home = max(holders, key=lambda key: _affinity(request, names[key]))
-        if replicas[home].sequences <= min(replicas[key].sequences for key in holders) + _AFFINITY_SLACK:
-            ahead = [home]
-            holders.remove(home)
-    return [group for kind in (ahead, holders, others, full) for group in _by_load(replicas, kind)]
 
+    def by_load(kind: Iterable[str]) -> list[str]:
+        return sorted(kind, key=lambda name: (replicas[name].sequences, _affinity(request, name)))
 
-def _by_load(replicas: Mapping[T, ReplicaView], kind: Sequence[T]) -> list[list[T]]:
-    def load(key: T) -> int:
-        return replicas[key].sequences
-
-    return [list(group) for _, group in groupby(sorted(kind, key=load), key=load)]
+    free = {name for name, view in replicas.items() if not view.busy}
+    holders = {name for name in free if request.adapter is None or request.adapter in replicas[name].adapters}
+    ranked = [*by_load(holders), *by_load(free - holders), *by_load(replicas.keys() - free)]
+    if holders:
+        home = max(holders, key=lambda name: _affinity(request, name))
+        if replicas[home].sequences <= replicas[ranked[0]].sequences + _AFFINITY_SLACK:
+            ranked.remove(home)
+            ranked.insert(0, home)
+    return ranked
 
 
 def _affinity(request: Request, name: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import replace
@@ -70,7 +71,7 @@ class RemoteEngine:
         """Takes a sequence, on the event loop's thread. Replicas that refuse it end it with FAILED and their error."""
         if self._loop is None:
             raise ArgosyError(Reason.STARTING, "the gateway has not been started; retry soon", retry_after_s=1.0)
-        # Each in a context of its own: Ray Serve takes several streams that one call of a gateway opens for one.
+        # Each in a context of its own: Ray Serve mixes up what several of them ask for under one call's id.
         task = self._loop.create_task(self._run(request), name=f"sequence {request.id}", context=Context())
         self._tasks[request.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
@@ -146,12 +147,14 @@ class _Journal:
         self._cached = 0
 
     def rest(self) -> Request:
-        """What is still to be run. A name for each attempt: a lost replica may still hold the one before."""
+        """What is still to be run. A name for each attempt: a lost replica may still hold the one before, and another
+        gateway run a sequence of the same name.
+        """
         self._attempts += 1
-        name = self.request.id if self._attempts == 1 else f"{self.request.id}~{self._attempts}"
         timeout_s = self.request.timeout_s
         if timeout_s is not None:
             timeout_s = max(0.0, timeout_s - (time.monotonic() - self._began))
+        name = f"{self.request.id}~{uuid.uuid4().hex}"
         return replace(self.request, id=name, generated=tuple(self.tokens), timeout_s=timeout_s)
 
     def note(self, output: StepOutput) -> StepOutput:

@@ -41,6 +41,8 @@ def environment(settings: Settings) -> dict[str, str]:
     profile = _PRODUCTION if cluster.profile == "production" else _SMALL
     return {
         **profile,
+        # Ray starts its workers at 15, behind whatever else runs on the machine, and callers wait for them.
+        "RAY_worker_niceness": "0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(cluster.haproxy_stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(cluster.haproxy_metrics_port),
         # Finds a dead proxy in a second instead of ten.

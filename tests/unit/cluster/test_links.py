@@ -1,22 +1,25 @@
-"""Between a gateway and the hosts of engines, without a network: real hosts, real gateways, an engine that counts."""
+"""Between gateways and the hosts of engines, over the loopback: real hosts, real links, an engine that counts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from argosy_services.cluster import engine_host
+from argosy_services.cluster import links as module
 from argosy_services.cluster.engine_host import EngineHost
-from argosy_services.cluster.flights import Flights
 from argosy_services.cluster.links import LinkedEngines
+from argosy_services.cluster.placement import ReplicaView
 from argosy_services.cluster.remote_engine import ReplicaLost
+from argosy_services.cluster.roster import Member, Roster
+from argosy_services.cluster.wire import Contact
 from argosy_services.engine.base import Finish, Grammar, Request, StepCallback, StepOutput
 from argosy_services.errors import ArgosyError, Reason
+
+HOST = "127.0.0.1"
 
 
 class CountingEngine:
@@ -24,7 +27,7 @@ class CountingEngine:
 
     def __init__(self) -> None:
         self.live: dict[str, list[int]] = {}
-        self.refusal: ArgosyError | None = None
+        self.refusal: Exception | None = None
         self.on_step: StepCallback = lambda outputs: None
 
     def start(self, on_step: StepCallback) -> None:
@@ -48,74 +51,82 @@ class CountingEngine:
         self.on_step(outputs)
 
 
-class Calls:
-    """Calls that reach hosts in this process; `cut` ends every link as the death of a replica does."""
+class Replica:
+    """A host and what others know of it."""
 
-    def __init__(self, hosts: dict[str, EngineHost]) -> None:
-        self.hosts = hosts
-        self.flights = Flights()
-        self.links = 0
-        self.cut = asyncio.Event()
-        self.after_submit: Callable[[], Any] = lambda: None
+    def __init__(self) -> None:
+        self.engine = CountingEngine()
+        self.loaded: list[str] = []
+        self.may_load = asyncio.Event()
+        self.load_error: Exception | None = None
+        self.host = EngineHost(self.engine, self._load)  # type: ignore[arg-type]
+        self.contact: Contact
 
-    async def submit(self, request: Request, gateway: str) -> str | ArgosyError:
-        replica = next(iter(self.hosts))
-        try:
-            self.hosts[replica].submit(request, gateway)
-        except ArgosyError as error:
-            return error
-        self.after_submit()
-        await asyncio.sleep(0)
-        self.flights.routed(request.id, replica)
-        return replica
+    async def start(self) -> None:
+        self.contact = await self.host.start(HOST)
 
-    async def link(self, replica: str, gateway: str) -> AsyncGenerator[list[StepOutput]]:
-        self.links += 1
-        batches: Any = self.hosts[replica].link(gateway)
-        cut = asyncio.create_task(self.cut.wait())
-        try:
-            while True:
-                batch = asyncio.ensure_future(anext(batches, None))
-                await asyncio.wait({batch, cut}, return_when=asyncio.FIRST_COMPLETED)
-                if cut.done():
-                    batch.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await batch
-                    raise ReplicaLost("cut")
-                outputs = batch.result()
-                if outputs is None:
-                    return
-                yield outputs
-        finally:
-            cut.cancel()
-            await batches.aclose()
+    def die(self) -> None:
+        """Ends its connections as the end of its process would."""
+        server: Any = self.host._server
+        server.close()
+        for outbox in self.host._outboxes:
+            outbox._gateway.close()
 
-    async def cancel(self, replica: str, request_id: str) -> None:
-        self.hosts[replica].cancel(request_id)
+    async def _load(self, adapter: str) -> None:
+        await self.may_load.wait()
+        self.loaded.append(adapter)
+        if self.load_error is not None:
+            raise self.load_error
 
-    def forget(self, request_id: str) -> str | None:
-        return self.flights.ended(request_id)
+
+class Fleet:
+    """Replicas, the roster that names them, and what happens when a gateway finds none."""
+
+    def __init__(self, replicas: dict[str, Replica]) -> None:
+        self.replicas = replicas
+        self.roster = Roster()
+        self.woken = 0
+        self.on_wake: Callable[[], None] = lambda: None
+
+    def announce(self, *names: str, **views: ReplicaView) -> None:
+        self.roster.members = {
+            name: Member(self.replicas[name].contact, views.get(name, ReplicaView())) for name in names
+        }
+
+    def gateway(self) -> LinkedEngines:
+        return LinkedEngines(self.roster, self)
+
+    async def wake(self) -> None:
+        self.woken += 1
+        self.on_wake()
+        if not self.roster.members:
+            raise ReplicaLost("none")
 
     async def check_grammar(self, grammar: Grammar) -> ArgosyError | None:
         return None
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_host, "_MIN_INTERVAL_S", 0.0)
-    monkeypatch.setattr(engine_host, "_IDLE_S", 0.05)
-    monkeypatch.setattr(engine_host, "_UNREAD_S", 0.05)
-
-
 @pytest.fixture
-def fleet() -> SimpleNamespace:
-    engine = CountingEngine()
-    host = EngineHost(engine)  # type: ignore[arg-type]
-    return SimpleNamespace(engine=engine, host=host, make=lambda: Calls({"one": host}))
+async def fleet(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
+    """Two replicas, of which one is announced."""
+    monkeypatch.setattr(module, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(module, "_AVOIDED_S", 0.05)
+    fleet = Fleet({"one": Replica(), "two": Replica()})
+    for replica in fleet.replicas.values():
+        await replica.start()
+    fleet.announce("one")
+    yield fleet
+    for replica in fleet.replicas.values():
+        replica.die()
+    await asyncio.sleep(0.01)
 
 
-def asking(name: str, tokens: int = 5) -> Request:
-    return Request(name, prompt=[1], max_tokens=tokens)
+def asking(name: str, tokens: int = 5, *, adapter: str | None = None, prompt: int = 1) -> Request:
+    return Request(name, prompt=[prompt], max_tokens=tokens, adapter=adapter)
+
+
+def ignore(output: StepOutput) -> None:
+    """For runs whose outputs do not matter."""
 
 
 async def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: None) -> None:
@@ -125,101 +136,187 @@ async def until(condition: Callable[[], bool], step: Callable[[], None] = lambda
             await asyncio.sleep(0.001)
 
 
-async def test_many_sequences_share_one_link(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    calls = fleet.make()
-    engines = LinkedEngines(calls)
+async def test_many_sequences_share_one_link(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
     got: dict[str, list[int]] = {f"s{index}": [] for index in range(20)}
     runs = [
         asyncio.create_task(engines.run(asking(name), lambda output, into=into: into.extend(output.token_ids)))
         for name, into in got.items()
     ]
-    await until(lambda: all(run.done() for run in runs), fleet.engine.step)
+    await until(lambda: len(one.engine.live) == 20)
+    assert len(one.host._outboxes) == 1
+    await until(lambda: all(run.done() for run in runs), one.engine.step)
     assert all(tokens == [0, 1, 2, 3, 4] for tokens in got.values())
-    assert calls.links == 1
-    assert calls.flights.count("one") == 0
 
 
-async def test_two_gateways_do_not_see_each_others_sequences(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
+async def test_two_gateways_do_not_see_each_others_sequences(fleet: Fleet) -> None:
     heard: list[list[str]] = [[], []]
     runs = [
         asyncio.create_task(
-            LinkedEngines(fleet.make()).run(
-                asking(f"g{index}"), lambda output, into=into: into.append(output.request_id)
-            )
+            fleet.gateway().run(asking(f"g{index}"), lambda output, into=into: into.append(output.request_id))
         )
         for index, into in enumerate(heard)
     ]
-    await until(lambda: all(run.done() for run in runs), fleet.engine.step)
+    await until(lambda: all(run.done() for run in runs), fleet.replicas["one"].engine.step)
     assert heard == [["g0"] * 5, ["g1"] * 5]
 
 
-async def test_a_refusal_is_an_output(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    fleet.engine.refusal = ArgosyError(Reason.QUEUE_FULL, "full", retry_after_s=1.0)
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [(ArgosyError(Reason.QUEUE_FULL, "full"), Reason.QUEUE_FULL), (ZeroDivisionError(), Reason.INTERNAL)],
+)
+@pytest.mark.parametrize("where", ["engine", "adapter"])
+async def test_a_refusal_is_an_output_and_the_others_go_on(
+    fleet: Fleet, where: str, problem: Exception, reason: Reason
+) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    other = asyncio.create_task(engines.run(asking("b"), ignore))
+    await until(lambda: bool(one.engine.live))
+    one.may_load.set()
+    if where == "engine":
+        one.engine.refusal = problem
+    else:
+        one.load_error = problem
     outputs: list[StepOutput] = []
-    await LinkedEngines(fleet.make()).run(asking("a"), outputs.append)
-    assert [(output.finish, output.error) for output in outputs] == [(Finish.FAILED, fleet.engine.refusal)]
+    await asyncio.wait_for(engines.run(asking("a", adapter="x@1"), outputs.append), 5)
+    (output,) = outputs
+    assert output.finish is Finish.FAILED
+    assert output.error is not None
+    assert output.error.reason is reason
+    await until(other.done, one.engine.step)
 
 
-async def test_a_cut_link_loses_its_sequences_and_frees_them(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    calls = fleet.make()
+async def test_a_cut_link_loses_its_sequences(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
     outputs: list[StepOutput] = []
-    run = asyncio.create_task(LinkedEngines(calls).run(asking("a", 1_000), outputs.append))
-    await until(lambda: bool(outputs), fleet.engine.step)
-    calls.cut.set()
+    run = asyncio.create_task(fleet.gateway().run(asking("a", 1_000), outputs.append))
+    await until(lambda: bool(outputs), one.engine.step)
+    one.die()
     with pytest.raises(ReplicaLost):
-        await run
-    await until(lambda: not fleet.engine.live)
-    assert calls.flights.count("one") == 0
+        await asyncio.wait_for(run, 5)
 
 
-async def test_cancelling_frees_the_sequence_and_only_it(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    engines = LinkedEngines(fleet.make())
-    runs = {name: asyncio.create_task(engines.run(asking(name, 1_000), lambda output: None)) for name in "ab"}
-    await until(lambda: len(fleet.engine.live) == 2)
+async def test_a_gateway_that_dies_has_its_sequences_freed_and_no_others(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    dying, living = fleet.gateway(), fleet.gateway()
+    runs = [
+        asyncio.create_task(engines.run(asking(name, 1_000), ignore)) for engines, name in ((dying, "a"), (living, "b"))
+    ]
+    await until(lambda: len(one.engine.live) == 2)
+    (link,) = dying._links.values()
+    link._connection.close()
+    await until(lambda: set(one.engine.live) == {"b"})
+    with pytest.raises(ReplicaLost):
+        await runs[0]
+    runs[1].cancel()
+
+
+async def test_cancelling_frees_the_sequence_and_only_it(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    runs = {name: asyncio.create_task(engines.run(asking(name, 1_000), ignore)) for name in "ab"}
+    await until(lambda: len(one.engine.live) == 2)
     runs["a"].cancel()
-    await until(lambda: set(fleet.engine.live) == {"b"})
+    await until(lambda: set(one.engine.live) == {"b"})
     runs["b"].cancel()
-    await until(lambda: not fleet.engine.live)
+    await until(lambda: not one.engine.live)
 
 
-async def test_what_is_given_up_while_it_is_submitted_is_freed(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    calls = fleet.make()
-    run = asyncio.create_task(LinkedEngines(calls).run(asking("a", 1_000), lambda output: None))
-    calls.after_submit = run.cancel
-    with pytest.raises(asyncio.CancelledError):
-        await run
-    # Nobody reads a link yet, or else its next output gives it away.
-    await until(lambda: not fleet.engine.live, fleet.engine.step)
+async def test_cancelling_one_that_waits_for_a_link_leaves_the_others(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    runs = {name: asyncio.create_task(engines.run(asking(name, 1_000), ignore)) for name in "ab"}
+    await asyncio.sleep(0)
+    runs["a"].cancel()
+    await until(lambda: set(one.engine.live) == {"b"})
+    runs["b"].cancel()
+    with suppress(asyncio.CancelledError):
+        await runs["a"]
 
 
-async def test_what_nobody_reads_is_freed(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    fleet.host.submit(asking("a", 1_000), "a gateway that died")
-    await until(lambda: not fleet.engine.live)
+async def test_a_sequence_waits_for_its_adapter(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    run = asyncio.create_task(engines.run(asking("a", adapter="x@1"), ignore))
+    plain = asyncio.create_task(engines.run(asking("b"), ignore))
+    await until(lambda: set(one.engine.live) == {"b"})
+    one.may_load.set()
+    await until(lambda: run.done() and plain.done(), one.engine.step)
+    assert one.loaded == ["x@1"]
 
 
-async def test_an_idle_link_ends_and_the_next_sequence_opens_another(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    calls = fleet.make()
-    engines = LinkedEngines(calls)
-    for round_number in (1, 2):
-        run = asyncio.create_task(engines.run(asking("a"), lambda output: None))
-        await until(run.done, fleet.engine.step)
-        assert calls.links == round_number
-        await asyncio.sleep(0.2)
-        assert not fleet.host._outboxes
+async def test_a_sequence_that_is_cancelled_before_its_adapter_is_there_never_runs(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    run = asyncio.create_task(engines.run(asking("a", adapter="x@1"), ignore))
+    await until(lambda: bool(one.host._loading))
+    run.cancel()
+    await until(lambda: not one.host._loading)
+    one.may_load.set()
+    await asyncio.wait_for(one.host.drain(), 5)
+    assert not one.loaded
+    assert not one.engine.live
 
 
-async def test_a_sequence_that_waits_long_keeps_its_link(fleet: SimpleNamespace) -> None:
-    fleet.host.start()
-    calls = fleet.make()
-    run = asyncio.create_task(LinkedEngines(calls).run(asking("a"), lambda output: None))
-    await asyncio.sleep(0.2)
-    await until(run.done, fleet.engine.step)
-    assert calls.links == 1
+async def test_a_replica_that_cannot_be_reached_is_passed_over(fleet: Fleet) -> None:
+    for name in ("one", "two"):
+        fleet.announce("one", "two")
+        fleet.replicas[name].die()
+        other = fleet.replicas["two" if name == "one" else "one"]
+        engines = fleet.gateway()
+        runs = [asyncio.create_task(engines.run(asking(f"{index}", prompt=index), ignore)) for index in range(20)]
+        await until(lambda runs=runs: all(run.done() for run in runs), other.engine.step)
+        await fleet.replicas[name].start()
+
+
+async def test_where_no_replica_can_be_reached_one_is_woken(fleet: Fleet) -> None:
+    fleet.replicas["one"].die()
+    run = asyncio.create_task(fleet.gateway().run(asking("a"), ignore))
+    fleet.on_wake = lambda: fleet.announce("two") if fleet.woken == 3 else None
+    await until(run.done, fleet.replicas["two"].engine.step)
+    assert run.result() is None
+    assert fleet.woken >= 3
+
+
+async def test_what_was_just_sent_somewhere_counts(fleet: Fleet) -> None:
+    fleet.announce("one", "two")
+    engines = fleet.gateway()
+    runs = [asyncio.create_task(engines.run(asking(f"{index}", 1_000), ignore)) for index in range(40)]
+    sent = [replica.engine.live for replica in fleet.replicas.values()]
+    await until(lambda: sum(map(len, sent)) == 40)
+    # Their prompts are alike, and so they go to one replica, but not with so many more than the other.
+    assert sorted(map(len, sent)) == [16, 24]
+    for run in runs:
+        run.cancel()
+
+
+async def test_a_replica_drains_before_it_leaves(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    outputs: list[StepOutput] = []
+    run = asyncio.create_task(engines.run(asking("a", 3), outputs.append))
+    await until(lambda: bool(one.engine.live))
+    draining = asyncio.create_task(one.host.drain())
+    one.engine.step()
+    await asyncio.sleep(0.01)
+    assert not draining.done()
+    await until(run.done, one.engine.step)
+    await asyncio.wait_for(draining, 5)
+    assert [output.token_ids for output in outputs] == [(0,), (1,), (2,)]
+    await until(lambda: not engines._links)
+    fleet.announce("two")
+    again = asyncio.create_task(engines.run(asking("b"), ignore))
+    await until(again.done, fleet.replicas["two"].engine.step)
+
+
+async def test_a_gateway_that_reads_late_gets_everything(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    got: list[int] = []
+    run = asyncio.create_task(fleet.gateway().run(asking("a", 3_000), lambda output: got.extend(output.token_ids)))
+    await until(lambda: bool(one.engine.live))
+    for _ in range(3_000):
+        one.engine.step()
+    await asyncio.wait_for(run, 5)
+    assert got == list(range(3_000))

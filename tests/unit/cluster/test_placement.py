@@ -12,25 +12,20 @@ from argosy_services.cluster.scaling import EmbeddingScaling, EngineScaling
 from argosy_services.engine.base import Request
 
 
-def order(views: dict[str, ReplicaView], request: Request | None) -> list[list[str]]:
-    return rank(views, {name: name for name in views}, request)
-
-
 def asking(beginning: int, adapter: str | None = None) -> Request:
     return Request("a", prompt=[beginning] * 100, max_tokens=1, adapter=adapter)
 
 
 def test_prompts_that_begin_alike_go_to_one_replica() -> None:
     views = {name: ReplicaView() for name in "abc"}
-    homes = {beginning: order(views, asking(beginning))[0] for beginning in range(40)}
-    assert all(order(views, asking(beginning))[0] == home for beginning, home in homes.items())
-    assert {home[0] for home in homes.values()} == {"a", "b", "c"}
-    assert all(len(home) == 1 for home in homes.values())
+    homes = {beginning: rank(views, asking(beginning))[0] for beginning in range(40)}
+    assert all(rank(views, asking(beginning))[0] == home for beginning, home in homes.items())
+    assert set(homes.values()) == {"a", "b", "c"}
 
 
 def test_tenants_who_share_no_cache_share_no_home() -> None:
     views = {name: ReplicaView() for name in "abc"}
-    homes = {order(views, replace(asking(1), tenant=str(tenant)))[0][0] for tenant in range(40)}
+    homes = {rank(views, replace(asking(1), tenant=str(tenant)))[0] for tenant in range(40)}
     assert homes == {"a", "b", "c"}
 
 
@@ -38,16 +33,15 @@ def test_a_replica_less_moves_only_its_own_prompts() -> None:
     views = {name: ReplicaView() for name in "abc"}
     without = {name: view for name, view in views.items() if name != "c"}
     for beginning in range(40):
-        home = order(views, asking(beginning))[0]
-        assert home == ["c"] or order(without, asking(beginning))[0] == home
+        home = rank(views, asking(beginning))[0]
+        assert home == "c" or rank(without, asking(beginning))[0] == home
 
 
 def test_a_home_with_much_more_to_do_is_passed_over() -> None:
     for beginning in range(20):
-        (home,) = order({name: ReplicaView() for name in "ab"}, asking(beginning))[0]
-        (other,) = {"a", "b"} - {home}
-        assert order({home: ReplicaView(sequences=8), other: ReplicaView()}, asking(beginning))[0] == [home]
-        assert order({home: ReplicaView(sequences=9), other: ReplicaView()}, asking(beginning)) == [[other], [home]]
+        home, other = rank({name: ReplicaView() for name in "ab"}, asking(beginning))
+        assert rank({home: ReplicaView(sequences=8), other: ReplicaView()}, asking(beginning)) == [home, other]
+        assert rank({home: ReplicaView(sequences=9), other: ReplicaView()}, asking(beginning)) == [other, home]
 
 
 def test_holders_of_the_adapter_come_first_and_the_full_last() -> None:
@@ -57,13 +51,14 @@ def test_holders_of_the_adapter_come_first_and_the_full_last() -> None:
         "holder": ReplicaView(adapters=frozenset({"x@1"})),
         "empty": ReplicaView(),
     }
-    ranked = order(views, asking(1, "x@1"))
-    assert ranked[:2] == [["holder"], ["empty"]]
-    assert set(ranked[2]) == {"full", "behind"}
+    ranked = rank(views, asking(1, "x@1"))
+    assert ranked[:2] == ["holder", "empty"]
+    assert set(ranked[2:]) == {"full", "behind"}
 
 
-def test_without_a_request_or_reports_every_replica_will_do() -> None:
-    assert order({"a": ReplicaView.read({}), "b": ReplicaView()}, None) == [["a", "b"]]
+def test_replicas_that_have_reported_nothing_take_sequences() -> None:
+    assert set(rank({"a": ReplicaView.read({}), "b": ReplicaView()}, asking(1))) == {"a", "b"}
+    assert rank({}, asking(1)) == []
 
 
 def context(metrics: dict[str, dict[str, float]] | None, target: int = 1, requests: float = 1) -> SimpleNamespace:

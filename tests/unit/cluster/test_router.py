@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 from ray.serve._private.common import DeploymentID
-from ray.serve.request_router import ReplicaID
+from ray.serve.request_router import ReplicaID, RequestRouter
 
-from argosy_services.cluster import flights, router
-from argosy_services.cluster.placement import ToReplica
-from argosy_services.engine.base import Request
+from argosy_services.cluster import roster, router
+from argosy_services.cluster.placement import ReplicaView
+from argosy_services.cluster.wire import Contact
 
 
 @pytest.fixture
@@ -30,31 +30,29 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> Any:
     return object.__new__(kind)
 
 
-async def order(router: Any, argument: object) -> list[list[str]]:
+async def test_gateways_learn_where_replicas_are_and_what_they_report(
+    shipped: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster.ENGINES, "members", {})
+    taken_over: list[Any] = []
+    monkeypatch.setattr(RequestRouter, "update_replicas", lambda _, replicas: taken_over.append(replicas))
     application = DeploymentID(name="Engine", app_name="generation")
-    replicas = [SimpleNamespace(replica_id=ReplicaID(name, application), routing_stats={}) for name in "abc"]
-    groups = await router.choose_replicas(replicas, SimpleNamespace(args=[argument]))
-    return [[found.replica_id.unique_id for found in group] for group in groups]
-
-
-@pytest.mark.parametrize("name", "abc")
-async def test_a_call_for_one_replica_goes_there(shipped: Any, name: str) -> None:
-    assert await order(shipped, ToReplica(name)) == [[name]]
-
-
-async def test_a_call_for_a_replica_that_is_gone_goes_anywhere(shipped: Any) -> None:
-    assert await order(shipped, ToReplica("z")) == [["a", "b", "c"]]
-
-
-async def test_what_was_just_sent_somewhere_counts(shipped: Any) -> None:
-    request = Request("r", prompt=[7] * 80, max_tokens=1)
-    home = (await order(shipped, request))[0][0]
-    names = [f"s{number}" for number in range(9)]
-    for name in names:
-        flights.FLIGHTS.routed(name, home)
-    try:
-        assert (await order(shipped, request))[-1] == [home]
-    finally:
-        for name in names:
-            flights.FLIGHTS.ended(name)
-    assert (await order(shipped, request))[0] == [home]
+    contacts = {name: Contact("127.0.0.1", port, bytes([port])) for port, name in enumerate("ab")}
+    replicas = [
+        SimpleNamespace(
+            replica_id=ReplicaID(name, application), replica_metadata=contact.published(), routing_stats=stats
+        )
+        for (name, contact), stats in zip(contacts.items(), ({"sequences": 3}, None), strict=True)
+    ]
+    replicas.append(
+        SimpleNamespace(replica_id=ReplicaID("starting", application), replica_metadata={}, routing_stats={})
+    )
+    shipped.update_replicas(replicas)
+    assert roster.ENGINES.members == {
+        "a": roster.Member(contacts["a"], ReplicaView(sequences=3)),
+        "b": roster.Member(contacts["b"], ReplicaView()),
+    }
+    assert taken_over == [replicas]
+    assert await shipped.choose_replicas(replicas) == [replicas]
+    shipped.update_replicas([])
+    assert roster.ENGINES.members == {}
