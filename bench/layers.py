@@ -3,8 +3,8 @@
     python bench/layers.py rate [rounds]      messages per second and time to the first token
     python bench/layers.py cancel [rounds]    from a caller's cancellation or deadline to the engine's `cancel`
 
-The engine is `replay_engine.py`, which computes nothing. Each token is a message of its own, unless a server falls
-behind and puts several into one. The runtimes are measured in turn, so that both meet the same weather.
+The engine is `replay_engine.py`, which computes nothing. Tokens are not made to wait for one another: each is a message
+of its own, unless a server falls behind and puts several into one. The runtimes are measured in turn, so that both meet the same weather.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from argosy.api.generation.v1 import generation_pb2, generation_service_pb2
 from argosy_services.cluster import local
 from argosy_services.cluster.control import Control
 from argosy_services.cluster.serve_config import serve_config
-from argosy_services.settings import ClusterSettings, Replicas, Settings
+from argosy_services.settings import ClusterSettings, GenerationSettings, Replicas, Settings
 
 STREAMS = (16, 64, 128, 256)
 TOKENS = 80
@@ -46,7 +46,12 @@ METHOD = "/argosy.api.generation.v1.GenerationService/StreamGenerate"
 def embedded() -> Iterator[str]:
     """A server in a process of its own."""
     port = PORTS["embedded"]
-    environment = {"ARGOSY_PORT": str(port), "ARGOSY_METRICS_PORT": str(port + 1), "ARGOSY_LOG_LEVEL": "warning"}
+    environment = {
+        "ARGOSY_PORT": str(port),
+        "ARGOSY_METRICS_PORT": str(port + 1),
+        "ARGOSY_LOG_LEVEL": "warning",
+        "ARGOSY_GENERATION__STREAM_INTERVAL_MS": "0",
+    }
     script = Path(__file__).with_name("replay_engine.py")
     process = subprocess.Popen([sys.executable, script], env={**os.environ, **environment})
     try:
@@ -63,6 +68,7 @@ def cluster(profile: str) -> Iterator[str]:
     settings = Settings(
         port=PORTS[profile],
         log_level="warning",
+        generation=GenerationSettings(stream_interval_ms=0),
         cluster=ClusterSettings(
             profile=profile,  # type: ignore[arg-type]
             http_port=PORTS[profile] + 1_000,

@@ -50,7 +50,11 @@ class Fleet:
         self.tokenization = make_tokenization([tokenizer, Tokenizer.load(sentence_model(settings))])
         self.embeddings = make_embeddings(settings)
         self.adapters = make_adapters(settings, {language.name: self.engine})
-        self.generation = GenerationService([ServedModel(language, self.engine, tokenizer)], LocalLeases(self.adapters))
+        self.generation = GenerationService(
+            [ServedModel(language, self.engine, tokenizer)],
+            LocalLeases(self.adapters),
+            stream_interval_s=settings.generation.stream_interval_ms / 1000,
+        )
         self.agents = make_agents(settings, self.generation)
         self._model = language.name
 

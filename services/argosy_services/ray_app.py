@@ -288,7 +288,11 @@ class GenerationDeployment(GenerationServicer):
         model = language_model(replica.settings)
         tokenizer = await asyncio.to_thread(Tokenizer.load, model)
         runner = RemoteEngine(await engines.describe.remote(), LinkedEngines(ENGINES, HandleEngine(engines)))
-        self._generation = GenerationService([ServedModel(model, runner, tokenizer)], HandleLeases())
+        self._generation = GenerationService(
+            [ServedModel(model, runner, tokenizer)],
+            HandleLeases(),
+            stream_interval_s=replica.settings.generation.stream_interval_ms / 1000,
+        )
         self._generation.start()
         super().__init__(self._generation, replica.gate, replica.auth)
         metrics.READY.set(1)

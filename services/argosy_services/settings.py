@@ -103,6 +103,13 @@ class GenerationSettings(_Section):
         description="Most prompt tokens that wait; a prompt that exceeds it is refused, unless it is the only one.",
         json_schema_extra=_LIVE,
     )
+    stream_interval_ms: float = Field(
+        default=40.0,
+        ge=0,
+        le=1000,
+        description="Tokens of a stream that come within this time travel in one message, the first and last at once; "
+        "0 sends each as it comes. A message costs more than the token in it.",
+    )
     max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
     speculation: Literal["auto", "off", "prompt_lookup", "draft"] = Field(
         default="auto",

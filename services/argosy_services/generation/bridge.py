@@ -39,9 +39,11 @@ class EngineBridge:
         """Stops the engine. Runs in progress end with DRAINING."""
         self.engine.close()
 
-    def run(self, deadline: float | None = None) -> Run:
-        """A new run, to be used as a context manager. At `deadline` it fails with DEADLINE_EXCEEDED."""
-        return Run(self, deadline)
+    def run(self, deadline: float | None = None, *, interval_s: float = 0.0) -> Run:
+        """A new run, to be used as a context manager. At `deadline` it fails with DEADLINE_EXCEEDED; news come at most
+        every `interval_s`, except for the first and the last.
+        """
+        return Run(self, deadline, interval_s)
 
     def register(self, request: Request, run: Run) -> None:
         """Submits a sequence whose outputs go to `run`. Raises what `Engine.submit` raises, and STARTING."""
@@ -78,8 +80,11 @@ class EngineBridge:
 class Run:
     """Some sequences of one request, read together by one consumer."""
 
-    def __init__(self, bridge: EngineBridge, deadline: float | None) -> None:
+    def __init__(self, bridge: EngineBridge, deadline: float | None, interval_s: float) -> None:
         self.progress: dict[str, Progress] = {}
+        self._interval_s = interval_s
+        self._due = 0.0
+        self._wake: asyncio.TimerHandle | None = None
         self._bridge = bridge
         self._deadline = deadline
         self._timer: asyncio.TimerHandle | None = None
@@ -97,8 +102,9 @@ class Run:
     def __exit__(
         self, _type: type[BaseException] | None, _raised: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._wake):
+            if timer is not None:
+                timer.cancel()
         self._cancel_all()
 
     def submit(self, request: Request) -> None:
@@ -136,7 +142,7 @@ class Run:
             self.fail(output.error or _engine_failed())
             return
         self._inbox.append(output)
-        self._news.set()
+        self._tell(time.monotonic())
 
     async def next(self) -> list[StepOutput]:
         """Waits for news and returns all outputs since the last call, in their order.
@@ -144,13 +150,26 @@ class Run:
         Raises the error of the first sequence that failed, DEADLINE_EXCEEDED at the run's deadline, or what `fail` was
         given.
         """
-        while not self._inbox:
-            if self._error is not None:
+        await self._news.wait()
+        self._news.clear()
+        if self._error is not None:
+            if not self._inbox:
                 raise self._error
-            self._news.clear()
-            await self._news.wait()
+            self._news.set()
         outputs, self._inbox = self._inbox, []
+        self._due = time.monotonic() + self._interval_s
         return outputs
+
+    def _tell(self, now: float) -> None:
+        """Wakes the consumer, at once or when it is due: a message costs more than the tokens in it."""
+        if not self._running or now >= self._due:
+            self._news.set()
+        elif self._wake is None:
+            self._wake = asyncio.get_running_loop().call_later(self._due - now, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._wake = None
+        self._news.set()
 
     def _cancel_all(self) -> None:
         for request_id in tuple(self._running):

@@ -48,8 +48,9 @@ class ServedModel:
 class GenerationService:
     """Answers requests with the served models. Lives on one event loop; the engines' threads do the work."""
 
-    def __init__(self, models: Sequence[ServedModel], leases: AdapterLeases) -> None:
-        """The first of `models` answers requests that name none."""
+    def __init__(self, models: Sequence[ServedModel], leases: AdapterLeases, *, stream_interval_s: float = 0.0) -> None:
+        """The first of `models` answers requests that name none; for the interval see `GenerationSettings`."""
+        self._stream_interval_s = stream_interval_s
         self._models = {served.local.name: served for served in models}
         self._bridges = {name: EngineBridge(served.engine, name) for name, served in self._models.items()}
         self._default = models[0].local.name
@@ -93,7 +94,9 @@ class GenerationService:
         served = self._served(spec.model, spec.tokenizer_fingerprint)
         async with until(deadline):
             job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id), tenant)
-        run = self._bridges[served.local.name].run(deadline)
+        # What may end by a stop string is looked at at once: the engine would go on behind its end.
+        interval_s = 0.0 if spec.options.stop else self._stream_interval_s
+        run = self._bridges[served.local.name].run(deadline, interval_s=interval_s)
         async with self._lease(spec.adapter, run) as lease:
             with run:
                 for request in job.requests:

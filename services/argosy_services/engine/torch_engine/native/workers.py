@@ -19,10 +19,10 @@ from argosy_services.engine.torch_engine.native.compile import Machine
 from argosy_services.engine.torch_engine.native.emit import I32, I64, PTR, VOID, Body, Value
 
 # What the threads share, each on a cache line of its own.
-_GENERATION, _ARRIVED, _BASE, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = (64 * line for line in range(9))
-_SHARED_BYTES = 64 * 9
+_GENERATION, _ARRIVED, _ASLEEP, _BASE, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = range(0, 640, 64)
+_SHARED_BYTES = 640
 _OPERATION_BYTES = 24
-# Looks at a meeting point before the thread lets others run: some 20 microseconds.
+# Looks at a meeting point before a thread goes to sleep: some 20 microseconds.
 _LOOKS = 1_000
 _FUTEX = 202
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # Within this process.
@@ -37,7 +37,7 @@ def emit_workers(module: ir.Module) -> None:
     lead.builder.atomic_rmw("add", lead.at(shared, _GENERATION), ir.Constant(I32, 1), "seq_cst")
     others = lead.sub(lead.load(I64, shared, _THREADS), 1)
     with lead.when(lead.less(0, others)):
-        _futex(lead, shared, _FUTEX_WAKE, others)
+        _futex(lead, shared, _GENERATION, _FUTEX_WAKE, others)
     lead.builder.call(module.globals["work"], [shared])
     lead.end()
 
@@ -48,7 +48,7 @@ def emit_workers(module: ir.Module) -> None:
         with follow.forever() as ready:
             now = follow.builder.load_atomic(follow.at(shared, _GENERATION), "acquire", 4, typ=I32)
             ready(follow.builder.icmp_signed("!=", now, seen.get()))
-            _futex(follow, shared, _FUTEX_WAIT, follow.builder.zext(seen.get(), I64))
+            _futex(follow, shared, _GENERATION, _FUTEX_WAIT, follow.builder.zext(seen.get(), I64))
         seen.set(follow.builder.add(seen.get(), ir.Constant(I32, 1)))
         leave(follow.less(0, follow.load(I64, shared, _STOP)))
         follow.builder.call(module.globals["work"], [shared])
@@ -72,22 +72,40 @@ def _emit_work(module: ir.Module) -> None:
             task = builder.atomic_rmw("add", counter, ir.Constant(I64, 1), "monotonic")
             leave(builder.icmp_signed(">=", task, tasks))
             builder.call(function, [arguments, task, step])
-        builder.atomic_rmw("add", body.at(shared, _ARRIVED), ir.Constant(I64, 1), "acq_rel")
-        wanted = body.add(base, body.mul(threads, body.add(index, 1)))
-        looks = body.cell(I64, body.int(0))
-        with body.forever() as leave:
-            arrived = builder.load_atomic(body.at(shared, _ARRIVED), "acquire", 8, typ=I64)
-            leave(builder.icmp_signed(">=", arrived, wanted))
-            body.call("llvm.x86.sse2.pause", VOID)
-            looks.set(body.add(looks.get(), 1))
-            with body.when(body.less(_LOOKS, looks.get())):
-                body.call("sched_yield", I32)
-                looks.set(body.int(0))
+        builder.atomic_rmw("add", body.at(shared, _ARRIVED), ir.Constant(I64, 1), "seq_cst")
+        asleep = builder.load_atomic(body.at(shared, _ASLEEP), "seq_cst", 8, typ=I64)
+        with body.when(body.less(0, asleep)):
+            _futex(body, shared, _ARRIVED, _FUTEX_WAKE, threads)
+        _meet(body, shared, body.add(base, body.mul(threads, body.add(index, 1))))
     body.end()
 
 
-def _futex(body: Body, address: Value, action: int, value: Value) -> None:
-    numbers = (_FUTEX, body.builder.ptrtoint(body.at(address, _GENERATION), I64), action, value, 0, 0, 0)
+def _meet(body: Body, shared: Value, wanted: Value) -> None:
+    """Waits until as many arrivals as `wanted` have been counted: awake for a moment, then asleep.
+
+    A thread that stayed awake would keep its core from the one that it waits for, when the system has given that one's
+    core to something else.
+    """
+    builder = body.builder
+    looks = body.cell(I64, body.int(0))
+    with body.forever() as leave:
+        arrived = builder.load_atomic(body.at(shared, _ARRIVED), "acquire", 8, typ=I64)
+        leave(builder.icmp_signed(">=", arrived, wanted))
+        body.call("llvm.x86.sse2.pause", VOID)
+        looks.set(body.add(looks.get(), 1))
+        with body.when(body.less(_LOOKS, looks.get())):
+            builder.atomic_rmw("add", body.at(shared, _ASLEEP), ir.Constant(I64, 1), "seq_cst")
+            again = builder.load_atomic(body.at(shared, _ARRIVED), "seq_cst", 8, typ=I64)
+            with body.when(body.less(again, wanted)):
+                low = builder.zext(builder.trunc(again, I32), I64)
+                _futex(body, shared, _ARRIVED, _FUTEX_WAIT, low)
+            builder.atomic_rmw("sub", body.at(shared, _ASLEEP), ir.Constant(I64, 1), "seq_cst")
+            looks.set(body.int(0))
+
+
+def _futex(body: Body, shared: Value, place: int, action: int, value: Value) -> None:
+    """Sleeps while the int32 at a place is `value`, or wakes `value` threads that sleep there."""
+    numbers = (_FUTEX, body.builder.ptrtoint(body.at(shared, place), I64), action, value, 0, 0, 0)
     body.call("syscall", I64, *(body.int(number) for number in numbers), variadic=True)
 
 
