@@ -4,7 +4,8 @@
     python bench/layers.py cancel [rounds]    from a caller's cancellation or deadline to the engine's `cancel`
 
 The engine is `replay_engine.py`, which computes nothing. Tokens are not made to wait for one another: each is a message
-of its own, unless a server falls behind and puts several into one. The runtimes are measured in turn, so that both meet the same weather.
+of its own, unless a server falls behind and puts several into one. The runtimes are measured in turn, so that both meet
+the same weather.
 """
 
 from __future__ import annotations
