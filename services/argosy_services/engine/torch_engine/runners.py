@@ -87,7 +87,7 @@ def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSett
         from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
         from argosy_services.engine.torch_engine.native.runner import NativeRunner
 
-        native_adapters = NativeAdapters(settings.max_adapters, list(adaptable(config)))
+        native_adapters = NativeAdapters(settings.max_adapters, list(adaptable(config)), form)
         decoder = NativeDecoder(
             config,
             weights,

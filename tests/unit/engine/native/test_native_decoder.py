@@ -112,7 +112,7 @@ class Native:
         weights = random_weights(config)
         kind = torch.float32 if form == "float32" else torch.bfloat16
         embeddings = weights.embeddings.to(kind)
-        self.adapters = NativeAdapters(2, list(adaptable(config)))
+        self.adapters = NativeAdapters(2, list(adaptable(config)), form)
         self.runner = NativeRunner(
             NativeDecoder(
                 config,

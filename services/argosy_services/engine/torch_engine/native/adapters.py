@@ -13,7 +13,8 @@ from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeight
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
 from argosy_services.engine.torch_engine.native.layout import AdapterField
-from argosy_services.engine.torch_engine.native.lora import HEIGHT
+from argosy_services.engine.torch_engine.native.lora import HEIGHT, POINTERS
+from argosy_services.engine.torch_engine.native.packing import narrow
 from argosy_services.engine.torch_engine.step import Work
 
 
@@ -35,9 +36,12 @@ class NativeAdapters:
 
     prepared = PackedAdapter
 
-    def __init__(self, limit: int, modules: Sequence[str]) -> None:
-        """`modules` are the paths that adapters may change, in the order of the kernel's numbers."""
+    def __init__(self, limit: int, modules: Sequence[str], form: str) -> None:
+        """`modules` are the paths that adapters may change, in the order of the kernel's numbers; `form` is the format
+        of the base's weights, which the factors take as well.
+        """
         self._limit = limit
+        self._form = form
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))
@@ -58,15 +62,14 @@ class NativeAdapters:
             pair = weights.modules.get(path)
             if pair is None:
                 continue
-            down, up, rank = _pack(pair)
-            entries[index] = (place, place + down.numel(), rank)
-            place += down.numel() + up.numel()
-            parts += (down, up)
-        factors = torch.cat(parts)
-        used = entries[:, AdapterField.RANK] > 0
-        entries[used, AdapterField.DOWN] += factors.data_ptr()
-        entries[used, AdapterField.UP] += factors.data_ptr()
-        return PackedAdapter(weights.version, weights.rank, weights.target_modules, factors.numel(), entries, factors)
+            factors = _pack(pair, self._form)
+            starts = np.cumsum([place, *(factor.numel() for factor in factors)])
+            entries[index, list(POINTERS)], place = starts[:-1], starts[-1]
+            entries[index, AdapterField.RANK] = -(-pair.a.shape[0] // LANES) * LANES
+            parts += factors
+        together = torch.cat(parts)
+        entries[:, list(POINTERS)] += together.data_ptr()
+        return PackedAdapter(weights.version, weights.rank, weights.target_modules, together.numel(), entries, together)
 
     def put(self, key: str, adapter: PackedAdapter) -> None:
         """Takes a slot. Raises ADAPTER_SLOTS_FULL."""
@@ -107,14 +110,15 @@ def _runs(work: Sequence[Work]) -> list[tuple[str | None, int]]:
     return runs
 
 
-def _pack(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Both factors as bytes, and their rank rounded up to whole vectors."""
+def _pack(pair: LoraPair, form: str) -> list[torch.Tensor]:
+    """Both factors and their scales as bytes, with the rank rounded up to whole vectors."""
     rank = -(-pair.a.shape[0] // LANES) * LANES
     down = pair.a.new_zeros(rank, pair.a.shape[1])
     down[: pair.a.shape[0]] = pair.a
     up = pair.b.new_zeros(pair.b.shape[0], rank)
     up[:, : pair.b.shape[1]] = pair.b
-    return _lanes(down), _lanes(up), rank
+    (down, down_scales), (up, up_scales) = (narrow(factor, form) for factor in (down, up))
+    return [_lanes(down), _lanes(up), *(scales.float().view(torch.uint8) for scales in (down_scales, up_scales))]
 
 
 def _lanes(factor: torch.Tensor) -> torch.Tensor:

@@ -20,41 +20,38 @@ _COLUMNS = 64
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a product takes in: `values` `[rows, size]` in a format's type, for int8 with `scales` float32 and `offsets`
-    int32 `[rows, groups]`, and the same in a type that adapters compute with, `exact` `[rows, size]`."""
+    int32 `[rows, groups]`."""
 
     values: torch.Tensor
     scales: torch.Tensor
     offsets: torch.Tensor
-    exact: torch.Tensor
 
     @classmethod
-    def of(cls, rows: int, size: int, *, form: str, exact: str) -> Inputs:
+    def of(cls, rows: int, size: int, form: str) -> Inputs:
         """Zeros."""
-        values = torch.zeros(rows, size, dtype=_TYPES[form])
         return cls(
-            values=values,
+            values=torch.zeros(rows, size, dtype=_TYPES[form]),
             scales=torch.zeros(rows, size // GROUP),
             offsets=torch.zeros(rows, size // GROUP, dtype=torch.int32),
-            exact=values if form == exact else torch.zeros(rows, size, dtype=_TYPES[exact]),
         )
 
 
 class Buffers:
     """float32 `[rows, columns]` unless said otherwise; `largest` is int64 `[LOGIT_ROWS]`."""
 
-    def __init__(self, config: DecoderConfig, rows: int, *, form: str, exact: str) -> None:
+    def __init__(self, config: DecoderConfig, rows: int, *, form: str, cache: str) -> None:
         query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.states = torch.zeros(rows, _whole(config.hidden_size))
         self.qkv = torch.zeros(rows, _whole(query + 2 * key_value))
-        self.queries = torch.zeros(rows, query, dtype=_TYPES[exact])
+        self.queries = torch.zeros(rows, query, dtype=_TYPES[cache])
         self.attended = torch.zeros(rows, query)
         self.gate_up = torch.zeros(rows, _whole(2 * config.intermediate_size))
         self.logits = torch.zeros(LOGIT_ROWS, _whole(config.vocab_size))
         self.largest = np.zeros(LOGIT_ROWS, np.int64)
-        self.normed = Inputs.of(rows, config.hidden_size, form=form, exact=exact)
-        self.mixed = Inputs.of(rows, query, form=form, exact=exact)
-        self.inner = Inputs.of(rows, config.intermediate_size, form=form, exact=exact)
-        self.final = Inputs.of(LOGIT_ROWS, config.hidden_size, form=form, exact=exact)
+        self.normed = Inputs.of(rows, config.hidden_size, form)
+        self.mixed = Inputs.of(rows, query, form)
+        self.inner = Inputs.of(rows, config.intermediate_size, form)
+        self.final = Inputs.of(LOGIT_ROWS, config.hidden_size, form)
 
 
 def stride(tensor: torch.Tensor) -> int:

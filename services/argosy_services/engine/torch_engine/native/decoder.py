@@ -60,14 +60,14 @@ class NativeDecoder:
         self.config = config
         self._form = form
         self._adapters = adapters
-        # Of keys, values, and what adapters take in.
-        self._exact = "float32" if form == "float32" else "bfloat16"
-        self._heads = Heads.of(config, self._exact)
+        # Of keys, values and embeddings.
+        self._cache_form = "float32" if form == "float32" else "bfloat16"
+        self._heads = Heads.of(config, self._cache_form)
         self._layers = [pack_layer(layer, form) for layer in weights.layers]
         self._head_weights = pack(Linear(weights.head), form)
         self._final_norm = weights.final_norm.float()
         self._embeddings = weights.embeddings
-        self._buffers = Buffers(config, max_rows, form=form, exact=self._exact)
+        self._buffers = Buffers(config, max_rows, form=form, cache=self._cache_form)
         self._cache = zeroed(slots // TILE * self._heads.stride)
         self._angles = _angles(config, max_positions)
         self._products: dict[int, int] = {}
@@ -111,12 +111,11 @@ class NativeDecoder:
         module = ir.Module("decoder")
         emit_workers(module)
         emit_product(module, FORMATS[self._form])
-        for form in {self._form, self._exact}:
-            emit_rows(module, form, epsilon=self.config.norm_eps)
+        emit_rows(module, self._form, epsilon=self.config.norm_eps)
         emit_rotate(module, self._heads, normed=self.config.qk_norm)
         emit_attend(module, self._heads)
-        emit_embed(module, self._exact)
-        emit_adapt(module, self._exact)
+        emit_embed(module, self._cache_form)
+        emit_adapt(module, self._form)
         emit_largest(module)
         return module
 
@@ -143,17 +142,17 @@ class NativeDecoder:
             return [self._adapt(index, inputs, out, modules)] if adapted else []
 
         return [
-            *self._rows("norm", buffers.states, buffers.normed, norm=layer.input_norm, adapted=adapted),
+            self._rows("norm", buffers.states, buffers.normed, norm=layer.input_norm),
             self._product(layer.qkv, buffers.normed, buffers.qkv),
             *change(buffers.normed, buffers.qkv, *queries),
             *self._attention(index, layer),
-            *self._rows("plain", buffers.attended, buffers.mixed, adapted=adapted),
+            self._rows("plain", buffers.attended, buffers.mixed),
             self._product(layer.output, buffers.mixed, buffers.states, add=True),
             *change(buffers.mixed, buffers.states, (3, config.hidden_size, 0)),
-            *self._rows("norm", buffers.states, buffers.normed, norm=layer.mlp_norm, adapted=adapted),
+            self._rows("norm", buffers.states, buffers.normed, norm=layer.mlp_norm),
             self._product(layer.gate_up, buffers.normed, buffers.gate_up),
             *change(buffers.normed, buffers.gate_up, (4, inner, 0), (5, inner, inner)),
-            *self._rows("gate", buffers.gate_up, buffers.inner, adapted=adapted),
+            self._rows("gate", buffers.gate_up, buffers.inner),
             self._product(layer.down, buffers.inner, buffers.states, add=True),
             *change(buffers.inner, buffers.states, (6, config.hidden_size, 0)),
         ]
@@ -191,41 +190,27 @@ class NativeDecoder:
             out=buffers.largest.ctypes.data,
         )
         return [
-            *self._rows("norm", buffers.states, buffers.final, norm=self._final_norm, chosen=True),
+            self._rows("norm", buffers.states, buffers.final, norm=self._final_norm, chosen=True),
             self._product(self._head_weights, buffers.final, buffers.logits),
             self._operation("largest", largest, Tasks.ROWS),
         ]
 
     def _rows(
-        self,
-        kind: str,
-        source: torch.Tensor,
-        out: Inputs,
-        *,
-        norm: torch.Tensor | None = None,
-        chosen: bool = False,
-        adapted: bool = False,
-    ) -> list[Operation]:
-        """What makes a product's inputs; for adapters also in a type that is not quantized."""
-        forms = {self._form: out.values} | ({self._exact: out.exact} if adapted else {})
-        return [
-            self._operation(
-                f"{kind}_{form}",
-                Rows.pack(
-                    inputs=source.data_ptr(),
-                    stride=stride(source),
-                    norm=0 if norm is None else norm.data_ptr(),
-                    size=values.shape[1],
-                    indices_slot=Step.CHOSEN if chosen else Step.NOTHING,
-                    quantized=values.data_ptr(),
-                    scales=out.scales.data_ptr(),
-                    offsets=out.offsets.data_ptr(),
-                    row_bytes=stride(values),
-                ),
-                Tasks.ROWS,
-            )
-            for form, values in forms.items()
-        ]
+        self, kind: str, source: torch.Tensor, out: Inputs, *, norm: torch.Tensor | None = None, chosen: bool = False
+    ) -> Operation:
+        """What makes a product's inputs."""
+        arguments = Rows.pack(
+            inputs=source.data_ptr(),
+            stride=stride(source),
+            norm=0 if norm is None else norm.data_ptr(),
+            size=out.values.shape[1],
+            indices_slot=Step.CHOSEN if chosen else Step.NOTHING,
+            quantized=out.values.data_ptr(),
+            scales=out.scales.data_ptr(),
+            offsets=out.offsets.data_ptr(),
+            row_bytes=stride(out.values),
+        )
+        return self._operation(f"{kind}_{self._form}", arguments, Tasks.ROWS)
 
     def _product(self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False) -> Operation:
         arguments = Product.pack(
@@ -261,9 +246,11 @@ class NativeDecoder:
                 f"offset_{place}": offset,
             }
         arguments = Adapt.pack(
-            inputs=inputs.exact.data_ptr(),
-            row_bytes=stride(inputs.exact),
-            size=inputs.exact.shape[1],
+            inputs=inputs.values.data_ptr(),
+            row_bytes=stride(inputs.values),
+            size=inputs.values.shape[1],
+            scales=inputs.scales.data_ptr(),
+            offsets=inputs.offsets.data_ptr(),
             out=out.data_ptr(),
             stride=stride(out),
             table=self._adapters.table.ctypes.data,

@@ -274,6 +274,10 @@ class Body:
         """The sum over the lanes, always in the same order."""
         return self._fold(value, self.fadd)
 
+    def total(self, value: Value) -> Value:
+        """The sum of int32 over the lanes."""
+        return self.call("llvm.vector.reduce.add.v16i32", I32, value)
+
     def top(self, value: Value) -> Value:
         """The largest lane."""
         return self._fold(value, self.larger)
@@ -319,6 +323,11 @@ class Body:
         """`total` plus, in each lane, the product of two bfloat16 of `line` with those in the int32 `given`."""
         both = self.builder.bitcast(self.splat(given), HALVES)
         return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, line, both)
+
+    def fours(self, total: Value, line: Value, given: Value) -> Value:
+        """`total` plus, in each lane, the products of four unsigned bytes of `line` with the signed ones in `given`."""
+        four = self.builder.bitcast(self.splat(given), BYTES)
+        return self.call("llvm.x86.avx512.vpdpbusd.512", I32X, total, line, four)
 
     # Functions.
 

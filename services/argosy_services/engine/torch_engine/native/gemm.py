@@ -98,11 +98,7 @@ class Int8:
             weights = _chunk(body, BYTES, operands.weights, step, rows=len(parts), vectors=self.vectors)
             for row, total in enumerate(totals):
                 four = body.load(I32, operands.inputs, body.add(body.mul(operands.size, row), body.mul(step, 4)))
-                given = body.builder.bitcast(body.splat(four), BYTES)
-                totals[row] = [
-                    body.call("llvm.x86.avx512.vpdpbusd.512", I32X, part, weight, given)
-                    for part, weight in zip(total, weights, strict=True)
-                ]
+                totals[row] = [body.fours(part, weight, four) for part, weight in zip(total, weights, strict=True)]
         _set(parts, totals)
 
     @staticmethod

@@ -57,6 +57,8 @@ class AdapterField(IntEnum):
     DOWN = 0
     UP = 1
     RANK = 2
+    DOWN_SCALES = 3
+    UP_SCALES = 4
 
 
 class Arguments:
@@ -103,6 +105,6 @@ Attend = Arguments("queries", "cache", "out", "stride", "window")
 Embed = Arguments("table", "out", "stride", "size")
 Largest = Arguments("logits", "stride", "size", "out")
 Adapt = Arguments(
-    *("inputs", "row_bytes", "size", "out", "stride", "table", "table_modules", "modules"),
+    *("inputs", "row_bytes", "size", "scales", "offsets", "out", "stride", "table", "table_modules", "modules"),
     *(f"{name}_{index}" for index in range(MODULES) for name in ("module", "columns", "offset")),
 )

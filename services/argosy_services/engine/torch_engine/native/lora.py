@@ -6,29 +6,40 @@ One kernel serves all rows of a step whatever adapters they have (idea: Punica, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llvmlite import ir
 
 from argosy_services.engine.torch_engine.native.emit import (
+    BYTES,
     F32,
     F32X,
     HALVES,
+    I8X,
     I32,
+    I32X,
     I64,
     LANES,
     PTR,
     Body,
+    Cell,
     Value,
 )
-from argosy_services.engine.torch_engine.native.layout import MODULES, Adapt, AdapterField, Step
+from argosy_services.engine.torch_engine.native.layout import GROUP, MODULES, Adapt, AdapterField, Step
+from argosy_services.engine.torch_engine.native.rows import quantizing
 
 HEIGHT = 6
 MAX_RANK = 512
+# In the order in which packing has what they point to.
+POINTERS = (AdapterField.DOWN, AdapterField.UP, AdapterField.DOWN_SCALES, AdapterField.UP_SCALES)
 # Independent sums of one output, because a product takes several cycles.
 _SUMS = 4
+# Steps that stand one after another in a loop.
+_UNROLL = 4
 
 
 def emit_adapt(module: ir.Module, form: str) -> None:
-    """Writes `adapt`; its arguments are `layout.Adapt`. `form` is the type of inputs and factors."""
+    """Writes `adapt`; its arguments are `layout.Adapt`. `form` is that of the inputs."""
     body = Body(module, "adapt", [PTR, I64, PTR])
     arguments, task, step = body.arguments
     get = Adapt.reader(body, arguments)
@@ -40,90 +51,102 @@ def emit_adapt(module: ir.Module, form: str) -> None:
     index, columns, offset = (body.load(I64, chosen, first_module + 8 * part) for part in range(3))
     number = body.add(body.mul(slot, get("table_modules")), index)
     entry = body.at(get.pointer("table"), body.mul(number, 8 * len(AdapterField)))
-    down, up = (body.load(PTR, entry, 8 * field) for field in (AdapterField.DOWN, AdapterField.UP))
     rank = body.load(I64, entry, 8 * AdapterField.RANK)
-    code = _Adapt(
-        body,
-        width=2 if form == "bfloat16" else 4,
-        size=get("size"),
-        rank=rank,
+    down, up, down_scales, up_scales = (body.load(PTR, entry, 8 * field) for field in POINTERS)
+    factors = _Factors(down, up, down_scales, up_scales, rank)
+    rows_at = _Rows(
         inputs=body.at(get.pointer("inputs"), body.mul(row, get("row_bytes"))),
         row_bytes=get("row_bytes"),
+        size=get("size"),
+        scales=get.pointer("scales"),
+        offsets=get.pointer("offsets"),
+        first=row,
         out=body.at(get.pointer("out"), body.add(body.mul(row, get("stride")), body.mul(offset, 4))),
         stride=get("stride"),
     )
+    code = _Int8(body, rows_at, factors) if form == "int8" else _Exact(body, rows_at, factors, form)
     # Modules that an adapter leaves alone have the rank 0.
     with body.when(body.less(0, rank)):
         for height in range(1, HEIGHT + 1):
             with body.when(body.equal(rows, height)):
-                code.shrink(height, down)
-                code.expand(height, up, columns)
+                code.shrink(height)
+                code.expand(height, columns)
     body.end()
 
 
-class _Adapt:
-    """The two halves of the kernel for one number of rows."""
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """The factors of one module: `down` packed `[rank / 16][inputs]`, `up` packed `[outputs / 16][rank]`."""
 
-    def __init__(
-        self,
-        body: Body,
-        *,
-        width: int,
-        size: Value,
-        rank: Value,
-        inputs: Value,
-        row_bytes: Value,
-        out: Value,
-        stride: Value,
-    ) -> None:
-        self._body = body
-        self._width = width
-        self._pair = 4 // width
-        self._size, self._rank = size, rank
-        self._inputs, self._row_bytes = inputs, row_bytes
-        self._out, self._stride = out, stride
-        self._small = body.scratch(HEIGHT * MAX_RANK * width)
+    down: Value
+    up: Value
+    down_scales: Value
+    up_scales: Value
+    rank: Value
 
-    def shrink(self, rows: int, down: Value) -> None:
-        """Rows times the first factor, packed `[rank / 16][inputs]`, into `[rows][rank]`."""
-        body = self._body
-        steps = body.div(self._size, self._pair)
-        with body.loop(0, body.div(self._rank, LANES)) as chunk:
-            stream = body.at(down, body.mul(body.mul(chunk, steps), 64))
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A task's rows: what they take in and where the change goes."""
+
+    inputs: Value
+    row_bytes: Value
+    size: Value
+    scales: Value
+    offsets: Value
+    first: Value
+    out: Value
+    stride: Value
+
+
+class _Exact:
+    """float32, or bfloat16 with float32 sums."""
+
+    def __init__(self, body: Body, rows: _Rows, factors: _Factors, form: str) -> None:
+        self._body, self._rows, self._factors = body, rows, factors
+        self._width = 2 if form == "bfloat16" else 4
+        self._pair = 4 // self._width
+        self._small = body.scratch(HEIGHT * MAX_RANK * self._width)
+
+    def shrink(self, rows: int) -> None:
+        """Rows times the first factor, into `[rows][rank]`."""
+        body, given = self._body, self._rows
+        steps = body.div(given.size, self._pair)
+        with body.loop(0, body.div(self._factors.rank, LANES)) as chunk:
+            stream = body.at(self._factors.down, body.mul(body.mul(chunk, steps), 64))
             sums = [[body.cell(F32X, body.number(0.0)) for _ in range(_SUMS)] for _ in range(rows)]
             with body.loop(0, steps, _SUMS) as start:
                 for part in range(_SUMS):
                     at = body.add(start, part)
                     weight = self._line(stream, body.mul(at, 64))
                     for row in range(rows):
-                        given = body.load(I32, self._inputs, body.add(body.mul(self._row_bytes, row), body.mul(at, 4)))
+                        four = body.load(I32, given.inputs, body.add(body.mul(given.row_bytes, row), body.mul(at, 4)))
                         cell = sums[row][part]
-                        cell.set(self._join(cell.get(), weight, given))
+                        cell.set(self._join(cell.get(), weight, four))
             for row in range(rows):
-                total = body.fadd(
-                    body.fadd(sums[row][0].get(), sums[row][1].get()), body.fadd(sums[row][2].get(), sums[row][3].get())
-                )
+                first, second, third, fourth = (cell.get() for cell in sums[row])
+                total = body.fadd(body.fadd(first, second), body.fadd(third, fourth))
                 narrow = body.to_bfloat(total) if self._width == 2 else total
                 place = body.add(body.mul(chunk, LANES * self._width), row * MAX_RANK * self._width)
                 body.store(narrow, self._small, place)
 
-    def expand(self, rows: int, up: Value, columns: Value) -> None:
-        """Adds `[rows][rank]` times the second factor, packed `[outputs / 16][rank]`, to the output."""
-        body = self._body
-        steps = body.div(self._rank, self._pair)
+    def expand(self, rows: int, columns: Value) -> None:
+        """Adds `[rows][rank]` times the second factor to the output."""
+        body, given = self._body, self._rows
+        steps = body.div(self._factors.rank, self._pair)
         with body.loop(0, body.div(columns, LANES)) as chunk:
-            stream = body.at(up, body.mul(body.mul(chunk, steps), 64))
-            places = [body.add(body.mul(self._stride, row), body.mul(chunk, 64)) for row in range(rows)]
-            sums = [body.cell(F32X, body.load(F32X, self._out, place)) for place in places]
-            with body.loop(0, steps, 4) as start:
-                for part in range(4):
+            stream = body.at(self._factors.up, body.mul(body.mul(chunk, steps), 64))
+            places = [body.add(body.mul(given.stride, row), body.mul(chunk, 64)) for row in range(rows)]
+            sums = [body.cell(F32X, body.load(F32X, given.out, place)) for place in places]
+            with body.loop(0, steps, _UNROLL) as start:
+                for part in range(_UNROLL):
                     at = body.add(start, part)
                     weight = self._line(stream, body.mul(at, 64))
                     for row, cell in enumerate(sums):
                         place = body.add(body.mul(at, 4), row * MAX_RANK * self._width)
                         cell.set(self._join(cell.get(), weight, body.load(I32, self._small, place)))
             for place, cell in zip(places, sums, strict=True):
-                body.store(cell.get(), self._out, place)
+                body.store(cell.get(), given.out, place)
 
     def _line(self, pointer: Value, offset: Value) -> Value:
         return self._body.load(HALVES if self._width == 2 else F32X, pointer, offset, align=64)
@@ -133,3 +156,83 @@ class _Adapt:
         if self._width == 2:
             return body.pairs(total, line, given)
         return body.fma(line, body.splat(body.builder.bitcast(given, F32)), total)
+
+
+class _Int8:
+    """Bytes: factors with a scale per output. Inputs are those of the base; what lies between the factors is quantized
+    by rows."""
+
+    def __init__(self, body: Body, rows: _Rows, factors: _Factors) -> None:
+        self._body, self._rows, self._factors = body, rows, factors
+        self._small = body.scratch(HEIGHT * MAX_RANK * 4)
+        self._bytes = body.scratch(HEIGHT * MAX_RANK)
+        self._scales = body.scratch(HEIGHT * 4)
+        self._offsets = body.scratch(HEIGHT * 4)
+
+    def shrink(self, rows: int) -> None:
+        """Rows times the first factor, quantized into `[rows][rank]`."""
+        body, given = self._body, self._rows
+        groups = body.div(given.size, GROUP)
+        with body.loop(0, body.div(self._factors.rank, LANES)) as chunk:
+            stream = body.at(self._factors.down, body.mul(body.mul(chunk, body.div(given.size, 4)), 64))
+            sums = [body.cell(F32X, body.number(0.0)) for _ in range(rows)]
+            with body.loop(0, groups) as group:
+                places = [
+                    body.mul(body.add(body.mul(body.add(given.first, row), groups), group), 4) for row in range(rows)
+                ]
+                parts = [body.cell(I32X, body.splat(body.load(I32, given.offsets, place))) for place in places]
+                line = body.at(stream, body.mul(group, GROUP // 4 * 64))
+                inputs = body.at(given.inputs, body.mul(group, GROUP))
+                self._multiply(parts, line, GROUP // 4, inputs, given.row_bytes)
+                for cell, part, place in zip(sums, parts, places, strict=True):
+                    scale = body.splat(body.load(F32, given.scales, place))
+                    cell.set(body.fma(body.to_float(part.get()), scale, cell.get()))
+            scales = body.load(F32X, self._factors.down_scales, body.mul(chunk, 64))
+            for row, cell in enumerate(sums):
+                body.store(
+                    body.fmul(cell.get(), scales), self._small, body.add(body.mul(chunk, 64), row * MAX_RANK * 4)
+                )
+        for row in range(rows):
+            self._quantize(row)
+
+    def expand(self, rows: int, columns: Value) -> None:
+        """Adds `[rows][rank]` times the second factor to the output."""
+        body, given = self._body, self._rows
+        steps = body.div(self._factors.rank, 4)
+        with body.loop(0, body.div(columns, LANES)) as chunk:
+            stream = body.at(self._factors.up, body.mul(body.mul(chunk, steps), 64))
+            parts = [body.cell(I32X, body.splat(body.load(I32, self._offsets, 4 * row))) for row in range(rows)]
+            self._multiply(parts, stream, steps, self._bytes, MAX_RANK)
+            scales = body.load(F32X, self._factors.up_scales, body.mul(chunk, 64))
+            for row, part in enumerate(parts):
+                place = body.add(body.mul(given.stride, row), body.mul(chunk, 64))
+                scale = body.fmul(scales, body.splat(body.load(F32, self._scales, 4 * row)))
+                body.store(
+                    body.fma(body.to_float(part.get()), scale, body.load(F32X, given.out, place)), given.out, place
+                )
+
+    def _multiply(self, parts: list[Cell], stream: Value, steps: Value, inputs: Value, row_bytes: Value) -> None:
+        body = self._body
+        with body.loop(0, steps, _UNROLL) as start:
+            for more in range(_UNROLL):
+                at = body.add(start, more)
+                weight = body.load(BYTES, stream, body.mul(at, 64), align=64)
+                for row, cell in enumerate(parts):
+                    four = body.load(I32, inputs, body.add(body.mul(row_bytes, row), body.mul(at, 4)))
+                    cell.set(body.fours(cell.get(), weight, four))
+
+    def _quantize(self, row: int) -> None:
+        body, builder = self._body, self._body.builder
+        values = body.at(self._small, row * MAX_RANK * 4)
+        largest = body.cell(F32X, body.number(0.0))
+        with body.loop(0, self._factors.rank, LANES) as index:
+            value = body.absolute(body.load(F32X, values, body.mul(index, 4)))
+            largest.set(body.larger(value, largest.get()))
+        scale, inverse = quantizing(body, body.top(largest.get()))
+        factor, total = body.splat(inverse), body.cell(I32X, body.whole(0))
+        with body.loop(0, self._factors.rank, LANES) as index:
+            whole = body.to_int(body.nearest(body.fmul(body.load(F32X, values, body.mul(index, 4)), factor)))
+            body.store(builder.trunc(whole, I8X), self._bytes, body.add(index, row * MAX_RANK))
+            total.set(builder.add(total.get(), whole))
+        body.store(scale, self._scales, 4 * row)
+        body.store(builder.mul(body.total(total.get()), ir.Constant(I32, -128)), self._offsets, 4 * row)

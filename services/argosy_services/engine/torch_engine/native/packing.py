@@ -61,7 +61,7 @@ def pack_layer(layer: LayerWeights, form: str) -> PackedLayer:
 def pack(linear: Linear, form: str) -> Packed:
     """Packs a projection for the kernels of a format, quantizing it where that is less than its type."""
     vectors = FORMATS[form].vectors
-    weight, scales = _narrow(linear.weight, form)
+    weight, scales = narrow(linear.weight, form)
     outputs, size = weight.shape
     chunks = -(-outputs // (vectors * LANES))
     columns = chunks * vectors * LANES
@@ -78,7 +78,7 @@ def pack(linear: Linear, form: str) -> Packed:
     return Packed(packed, padded, bias, chunks, size)
 
 
-def _narrow(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
+def narrow(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights in a format's type, and the scale of each output."""
     if form == "int8":
         wide = weight.float()

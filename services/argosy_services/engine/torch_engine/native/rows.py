@@ -184,11 +184,7 @@ def _to_int8(body: Body, row: Value, get: Reader, size: Value, source: Source) -
         largest = body.absolute(values[0])
         for value in values[1:]:
             largest = body.larger(body.absolute(value), largest)
-        top = body.top(largest)
-        # A group of zeros, and one that no division can scale, has the scale 0 and the numbers 0.
-        some = builder.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
-        scale = builder.select(some, body.fdiv(top, ir.Constant(F32, 127.0)), ir.Constant(F32, 0.0))
-        inverse = builder.select(some, body.fdiv(ir.Constant(F32, 127.0), top), ir.Constant(F32, 0.0))
+        scale, inverse = quantizing(body, body.top(largest))
         factor = body.splat(inverse)
         total = body.whole(0)
         for place, value in enumerate(values):
@@ -196,8 +192,18 @@ def _to_int8(body: Body, row: Value, get: Reader, size: Value, source: Source) -
             total = builder.add(total, whole)
             body.store(builder.trunc(whole, I8X), out, body.add(start, place * LANES))
         body.store(scale, scales, body.mul(group, 4))
-        added = body.call("llvm.vector.reduce.add.v16i32", I32, total)
-        body.store(builder.mul(added, ir.Constant(I32, -128)), offsets, body.mul(group, 4))
+        body.store(builder.mul(body.total(total), ir.Constant(I32, -128)), offsets, body.mul(group, 4))
+
+
+def quantizing(body: Body, top: Value) -> tuple[Value, Value]:
+    """The scale of numbers of which `top` is the largest, and what brings them to at most 127.
+
+    Zeros, and numbers that no division can scale, have the scale 0 and become 0.
+    """
+    builder = body.builder
+    some = builder.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
+    scale = builder.select(some, body.fdiv(top, ir.Constant(F32, 127.0)), ir.Constant(F32, 0.0))
+    return scale, builder.select(some, body.fdiv(ir.Constant(F32, 127.0), top), ir.Constant(F32, 0.0))
 
 
 _SINKS = {"float32": _to_float32, "bfloat16": _to_bfloat16, "int8": _to_int8}
