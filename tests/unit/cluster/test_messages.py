@@ -172,6 +172,8 @@ def test_what_gateways_must_not_say_is_refused(data: bytes) -> None:
         pytest.param(failed(["INTERNAL", "m", None, {"self": "a"}]), id="a fact in the error's place"),
         pytest.param(failed(["INTERNAL", "m", None, {"reason": "a"}]), id="a fact in the reason's place"),
         pytest.param(failed(msgspec.msgpack.Ext(1, b"x")), id="an extension"),
+        pytest.param(b"\x92\xa7Outputs\x91\x81\xa5error\x81\xd4\x01x\x01", id="an extension as a key"),
+        pytest.param(b"\x92\xa7Outputs\x91\x81\xa5error\x81\x81\x01\x01\x01", id="a map as a key"),
         pytest.param(b"\x92\xa7Outputs\x91\x81\xa5error" + b"\x91" * 1_000_000, id="deep in an error"),
         pytest.param(b"\x92\xa7Outputs\x91\x81\xa5error" + b"\x81\x01" * 1_000_000, id="deep maps in an error"),
     ],
