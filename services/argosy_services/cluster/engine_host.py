@@ -1,8 +1,7 @@
 """An engine in a process of its own: each gateway has one connection to it, for all of its sequences.
 
-A gateway sends a `Request` to have a sequence run, and a sequence's id to have it freed; lists of `StepOutput` come
-back. All that a step brings for a gateway goes in one message, because between processes a message costs more than a
-token.
+A gateway sends `Run` and `Cancel`; `Outputs` come back: all that a step brings for it in one message, because between
+processes a message costs more than a token.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from contextlib import aclosing, suppress
 
 import structlog
 
+from argosy_services.cluster.messages import MessageRefusedError, Outputs, Run, ToEngine, ToGateway
 from argosy_services.cluster.wire import Connection, Contact, listen
 from argosy_services.engine.base import Engine, Finish, Request, StepOutput
 from argosy_services.errors import ArgosyError, Reason
@@ -56,7 +56,7 @@ class EngineHost:
         for outbox in self._outboxes:
             outbox.close()
 
-    async def _work_for(self, gateway: Connection) -> None:
+    async def _work_for(self, gateway: Connection[ToGateway, ToEngine]) -> None:
         """Does what a gateway asks for until its connection ends; then its sequences are freed."""
         outbox = _Outbox(gateway)
         self._outboxes.add(outbox)
@@ -64,10 +64,10 @@ class EngineHost:
         try:
             async with aclosing(gateway.messages()) as messages:
                 async for message in messages:
-                    if isinstance(message, Request):
-                        self._take(message, outbox)
+                    if isinstance(message, Run):
+                        self._take(message.request, outbox)
                     else:
-                        self._cancel(message)
+                        self._cancel(message.request_id)
         finally:
             self._outboxes.discard(outbox)
             sending.cancel()
@@ -142,7 +142,7 @@ class EngineHost:
 class _Outbox:
     """What goes to one gateway: everything new at once, or what has gathered while the gateway was slow to read."""
 
-    def __init__(self, gateway: Connection) -> None:
+    def __init__(self, gateway: Connection[ToGateway, ToEngine]) -> None:
         self._gateway = gateway
         self._outputs: list[StepOutput] = []
         self._news = asyncio.Event()
@@ -168,4 +168,9 @@ class _Outbox:
         outputs, self._outputs = self._outputs, []
         self._news.clear()
         if outputs:
-            self._gateway.send(outputs)
+            try:
+                self._gateway.send(Outputs(outputs))
+            except MessageRefusedError as error:
+                # It has its sequences go on elsewhere as soon as it sees the end; left waiting, it would not.
+                log.error("a gateway was left: its outputs cannot be sent", outputs=len(outputs), cause=str(error))
+                self._gateway.close()

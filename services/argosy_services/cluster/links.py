@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from argosy_services.cluster.messages import Cancel, MessageRefusedError, Run, ToEngine, ToGateway
 from argosy_services.cluster.placement import ReplicaView, rank
 from argosy_services.cluster.remote_engine import ReplicaLost
 from argosy_services.cluster.roster import Roster
@@ -21,7 +22,8 @@ from argosy_services.errors import ArgosyError
 
 log = structlog.get_logger("argosy.cluster")
 
-# So long is a replica left alone that could not be reached: Ray Serve needs a moment to notice that it is gone.
+# So long is a replica left alone that could not be reached or understood. Ray Serve needs a moment to notice that one
+# is gone.
 _AVOIDED_S = 1.0
 _PAUSE_S = 0.05
 
@@ -99,8 +101,7 @@ class LinkedEngines:
         try:
             link = self._links[replica] = _Link(await connect(contact))
         except OSError as error:
-            log.warning("an engine replica cannot be reached", replica=replica, cause=str(error))
-            self._avoided[replica] = time.monotonic() + _AVOIDED_S
+            self._avoid(replica, error)
         else:
             self._avoided.pop(replica, None)
             task = self._do(self._follow(replica, link))
@@ -112,9 +113,15 @@ class LinkedEngines:
     async def _follow(self, replica: str, link: _Link) -> None:
         try:
             await link.follow()
+        except MessageRefusedError as error:
+            self._avoid(replica, error)
         finally:
             del self._links[replica]
             link.close()
+
+    def _avoid(self, replica: str, error: Exception) -> None:
+        log.warning("an engine replica cannot be reached or understood", replica=replica, cause=str(error))
+        self._avoided[replica] = time.monotonic() + _AVOIDED_S
 
     @staticmethod
     def _do(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -125,7 +132,7 @@ class LinkedEngines:
 class _Link:
     """One replica's connection and the sequences that it runs for this gateway."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection[ToEngine, ToGateway]) -> None:
         self._connection = connection
         self._readers: dict[str, _Reader] = {}
 
@@ -137,19 +144,19 @@ class _Link:
     async def run(self, request: Request, take: Callable[[StepOutput], None]) -> None:
         """Has the replica run a sequence; see `LinkedEngines.run`."""
         reader = self._readers[request.id] = _Reader(take)
-        self._connection.send(request)
         try:
+            self._connection.send(Run(request))
             await reader.end
         finally:
             del self._readers[request.id]
             if not reader.finished:
-                self._connection.send(request.id)
+                self._connection.send(Cancel(request.id))
 
     async def follow(self) -> None:
         """Hands out what the replica has to say, until the connection ends."""
         async with aclosing(self._connection.messages()) as messages:
-            async for outputs in messages:
-                for output in outputs:
+            async for message in messages:
+                for output in message.outputs:
                     if (reader := self._readers.get(output.request_id)) is not None:
                         reader.take(output)
 

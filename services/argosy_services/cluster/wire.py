@@ -1,8 +1,8 @@
-"""Connections between processes of one fleet: Python objects over TCP, behind a secret that both ends must know.
+"""Connections between gateways and engines: messages over TCP, behind a secret that both ends must know.
 
 A connection is quicker than calls through Ray Serve (docs/adr/0010), and it ends at once when the process at its other
-end dies. Each end proves that it knows the secret without telling it (HMAC over the other's challenge), before anything
-is unpickled; and only the vocabulary of engines is.
+end dies. Each end proves that it knows the secret without telling it (HMAC over the other's challenge), before any
+message is read.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import io
-import pickle
 import secrets
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 
+from argosy_services.cluster.messages import (
+    MessageRefusedError,
+    ToEngine,
+    ToGateway,
+    check_length,
+    encode,
+    read_to_engine,
+    read_to_gateway,
+)
+
 log = structlog.get_logger("argosy.cluster")
 
-_VOCABULARY = frozenset({"argosy_services.engine.base", "argosy_services.errors"})
+Said = TypeVar("Said", bound=ToEngine | ToGateway)
+Heard = TypeVar("Heard", bound=ToEngine | ToGateway)
+
 _LENGTH_BYTES = 4
 _CHALLENGE_BYTES = 32
 _PROOF_BYTES = hashlib.sha256().digest_size
@@ -49,40 +59,46 @@ class Contact:
         return {"host": self.host, "port": self.port, "secret": self.secret.hex()}
 
 
-class Connection:
+class Connection(Generic[Said, Heard]):
     """One end of a connection that both ends have agreed to."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, read: Callable[[bytes], Heard]
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._read = read
 
-    def send(self, message: object) -> None:
-        """Sends a message, in time or never: if the connection ends first, nobody is told."""
+    def send(self, message: Said) -> None:
+        """Sends a message, in time or never: if the connection ends first, nobody is told. Raises MessageRefusedError
+        for what is too long or cannot be written.
+        """
         if not self._writer.is_closing():
-            data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+            data = encode(message)
             self._writer.write(len(data).to_bytes(_LENGTH_BYTES) + data)
 
     async def ready(self) -> None:
         """Waits while the other end is slow to read. Raises OSError once the connection has ended."""
         await self._writer.drain()
 
-    async def messages(self) -> AsyncGenerator[Any]:
-        """What the other end sends, until the connection ends. Raises UnpicklingError for what it must not send."""
+    async def messages(self) -> AsyncGenerator[Heard]:
+        """What the other end sends, until the connection ends. Raises MessageRefusedError for what it must not send."""
         while True:
             try:
                 length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES))
+                check_length(length)
                 data = await self._reader.readexactly(length)
             except (OSError, asyncio.IncompleteReadError):
                 return
-            yield _Unpickler(io.BytesIO(data)).load()
+            yield self._read(data)
 
     def close(self) -> None:
         """Ends the connection once everything is sent."""
         self._writer.close()
 
 
-async def connect(contact: Contact) -> Connection:
-    """A connection to a process that listens. Raises OSError, also where it is not the one that it should be."""
+async def connect(contact: Contact) -> Connection[ToEngine, ToGateway]:
+    """A gateway's connection to an engine that listens. Raises OSError, also where it is not the right one."""
     async with asyncio.timeout(_GREETING_S):
         reader, writer = await asyncio.open_connection(contact.host, contact.port)
         try:
@@ -90,19 +106,21 @@ async def connect(contact: Contact) -> Connection:
         except BaseException:
             writer.close()
             raise
-    return Connection(reader, writer)
+    return Connection(reader, writer, read_to_gateway)
 
 
-async def listen(host: str, serve: Callable[[Connection], Awaitable[None]]) -> tuple[Contact, asyncio.Server]:
-    """Takes connections on a free port of `host`. Each is closed when `serve`, which is given it, returns."""
+async def listen(
+    host: str, serve: Callable[[Connection[ToGateway, ToEngine]], Awaitable[None]]
+) -> tuple[Contact, asyncio.Server]:
+    """Takes gateways on a free port of `host`. Each connection is closed when `serve`, which is given it, returns."""
     secret = secrets.token_bytes(32)
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_GREETING_S):
                 await _greet(reader, writer, secret, b"listener", b"caller")
-            await serve(Connection(reader, writer))
-        except (OSError, pickle.UnpicklingError) as error:
+            await serve(Connection(reader, writer, read_to_engine))
+        except (OSError, MessageRefusedError) as error:
             log.warning("a connection was ended", cause=str(error))
         finally:
             writer.close()
@@ -130,15 +148,3 @@ async def _greet(
         raise ConnectionError("the other end left before it had proved who it is") from None
     if not hmac.compare_digest(proof, hmac.digest(secret, there + challenge, "sha256")):
         raise ConnectionError("the other end does not know the secret")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes what the vocabulary of engines defines, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Raises UnpicklingError for anything else."""
-        if module in _VOCABULARY:
-            found = super().find_class(module, name)
-            if getattr(found, "__module__", None) == module:
-                return found
-        raise pickle.UnpicklingError(f"'{module}.{name}' does not travel between processes of a fleet")

@@ -8,10 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from argosy_services.cluster import links as module
 from argosy_services.cluster.engine_host import EngineHost
 from argosy_services.cluster.links import LinkedEngines
+from argosy_services.cluster.messages import MessageRefusedError
 from argosy_services.cluster.placement import ReplicaView
 from argosy_services.cluster.remote_engine import ReplicaLost
 from argosy_services.cluster.roster import Member, Roster
@@ -196,6 +198,59 @@ async def test_a_cut_link_loses_its_sequences(fleet: Fleet) -> None:
     one.die()
     with pytest.raises(ReplicaLost):
         await asyncio.wait_for(run, 5)
+
+
+async def test_an_engine_that_is_not_understood_is_left(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    run = asyncio.create_task(engines.run(asking("a", 1_000), ignore))
+    await until(lambda: bool(one.engine.live))
+    (outbox,) = one.host._outboxes
+    with capture_logs() as logged:
+        outbox._gateway._writer.write(b"\x00\x00\x00\x01\xc1")
+        with pytest.raises(ReplicaLost):
+            await asyncio.wait_for(run, 5)
+    assert [entry["log_level"] for entry in logged] == ["warning"]
+    await until(lambda: not one.engine.live)
+    again = asyncio.create_task(engines.run(asking("b"), ignore))
+    await until(again.done, one.engine.step)
+
+
+async def test_a_gateway_that_is_not_understood_is_left_and_no_other(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    bad, good = fleet.gateway(), fleet.gateway()
+    runs = [asyncio.create_task(engines.run(asking(name, 20), ignore)) for engines, name in ((bad, "a"), (good, "b"))]
+    await until(lambda: len(one.engine.live) == 2)
+    (link,) = bad._links.values()
+    link._connection._writer.write(b"\xff" * 4)
+    await until(lambda: set(one.engine.live) == {"b"})
+    with pytest.raises(ReplicaLost):
+        await runs[0]
+    await until(runs[1].done, one.engine.step)
+
+
+async def test_outputs_that_cannot_be_sent_end_the_link(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    run = asyncio.create_task(fleet.gateway().run(asking("a", 1_000), ignore))
+    await until(lambda: bool(one.engine.live))
+    with capture_logs() as logged:
+        one.engine.on_step([StepOutput("a", (2**64,))])
+        with pytest.raises(ReplicaLost):
+            await asyncio.wait_for(run, 5)
+    assert [entry["log_level"] for entry in logged] == ["error"]
+    await until(lambda: not one.engine.live)
+
+
+async def test_a_request_that_cannot_be_sent_harms_no_other(fleet: Fleet) -> None:
+    one = fleet.replicas["one"]
+    engines = fleet.gateway()
+    other = asyncio.create_task(engines.run(asking("b"), ignore))
+    await until(lambda: bool(one.engine.live))
+    with pytest.raises(MessageRefusedError):
+        await engines.run(asking("a", prompt=2**64), ignore)
+    (link,) = engines._links.values()
+    assert link.sequences == 1
+    await until(other.done, one.engine.step)
 
 
 async def test_a_gateway_that_dies_has_its_sequences_freed_and_no_others(fleet: Fleet) -> None:

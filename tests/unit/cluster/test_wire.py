@@ -1,56 +1,35 @@
-"""Connections between processes of one fleet, on the loopback."""
+"""Connections between gateways and engines, on the loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from argosy_services.cluster.messages import MAX_BYTES, Cancel, MessageRefusedError, Outputs, Run, ToEngine, ToGateway
 from argosy_services.cluster.wire import Connection, Contact, connect, listen
-from argosy_services.engine.base import (
-    Finish,
-    Grammar,
-    GrammarKind,
-    Request,
-    Sampling,
-    StepOutput,
-    Timings,
-    TokenLogprobs,
-)
-from argosy_services.errors import ArgosyError, Reason
+from argosy_services.engine.base import Request, StepOutput
 
 HOST = "127.0.0.1"
-EVERYTHING = [
-    Request(
-        "a",
-        prompt=[1, 2, 3],
-        max_tokens=5,
-        sampling=Sampling(temperature=0.5, logit_bias={7: -1.0}, logprobs=2),
-        stop_token_ids=frozenset({0}),
-        adapter="x@1",
-        grammar=Grammar(GrammarKind.REGEX, "a+"),
-        generated=(4,),
-    ),
-    "a",
-    [
-        StepOutput("a", (5,), (TokenLogprobs(5, -0.5, ((5, -0.5), (6, -1.5))),), cached_tokens=2),
-        StepOutput("a", (6,), finish=Finish.LENGTH, timings=Timings(1.0, 2.0, 3.0)),
-    ],
-]
+REFUSED = "a connection was ended"
 
 
 @contextlib.asynccontextmanager
-async def echoing() -> AsyncIterator[Contact]:
-    """Sends everything back."""
+async def counting() -> AsyncIterator[Contact]:
+    """Answers with the tokens that it is given, or with the name of what is cancelled."""
 
-    async def serve(connection: Connection) -> None:
-        async for message in connection.messages():
-            connection.send(message)
+    async def serve(gateway: Connection[ToGateway, ToEngine]) -> None:
+        async for message in gateway.messages():
+            if isinstance(message, Run):
+                gateway.send(Outputs([StepOutput(message.request.id, tuple(message.request.prompt))]))
+            else:
+                gateway.send(Outputs([StepOutput(message.request_id)]))
 
     contact, server = await listen(HOST, serve)
     try:
@@ -59,43 +38,34 @@ async def echoing() -> AsyncIterator[Contact]:
         server.close()
 
 
-async def answer(connection: Connection) -> Any:
+async def answer(connection: Connection[ToEngine, ToGateway]) -> Any:
     async with asyncio.timeout(5):
         return await anext(connection.messages(), None)
 
 
-async def test_everything_that_engines_and_gateways_say_arrives() -> None:
-    async with echoing() as contact:
+async def test_messages_go_both_ways_in_their_order() -> None:
+    async with counting() as contact:
         connection = await connect(Contact.read(contact.published()))
-        for message in EVERYTHING:
-            connection.send(message)
-        assert [await answer(connection) for _ in EVERYTHING] == EVERYTHING
-        connection.close()
-
-
-async def test_an_error_arrives_with_its_facts() -> None:
-    async with echoing() as contact:
-        connection = await connect(contact)
-        connection.send(ArgosyError(Reason.QUEUE_FULL, "full", retry_after_s=1.5, limit=3))
-        error = await answer(connection)
-        assert (error.reason, error.message, error.retry_after_s) == (Reason.QUEUE_FULL, "full", 1.5)
-        assert error.metadata == {"limit": "3"}
+        connection.send(Run(Request("a", prompt=[1, 2], max_tokens=1)))
+        connection.send(Cancel("b"))
+        assert await answer(connection) == Outputs([StepOutput("a", (1, 2))])
+        assert await answer(connection) == Outputs([StepOutput("b")])
         connection.close()
 
 
 async def test_messages_larger_than_any_buffer_arrive() -> None:
-    async with echoing() as contact:
+    async with counting() as contact:
         connection = await connect(contact)
-        request = Request("a", prompt=list(range(1_000_000)), max_tokens=1)
-        connection.send(request)
-        assert await answer(connection) == request
+        tokens = tuple(range(1_000_000))
+        connection.send(Run(Request("a", prompt=tokens, max_tokens=1)))
+        assert await answer(connection) == Outputs([StepOutput("a", tokens)])
         connection.close()
 
 
 async def test_whoever_does_not_know_the_secret_is_not_served() -> None:
-    served: list[Connection] = []
+    served: list[Any] = []
 
-    async def serve(connection: Connection) -> None:
+    async def serve(connection: Connection[ToGateway, ToEngine]) -> None:
         served.append(connection)
 
     contact, server = await listen(HOST, serve)
@@ -134,31 +104,61 @@ async def test_a_listener_that_does_not_know_the_secret_is_told_nothing(
     assert await asyncio.wait_for(told, 5) == b""
 
 
+def framed(data: bytes) -> bytes:
+    return len(data).to_bytes(4) + data
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("sent", "problem"),
     [
-        pytest.param("os\nmkdir", id="another module"),
-        pytest.param("builtins\nlen", id="what is built in"),
-        pytest.param("argosy_services.engine.base\nPath", id="what the vocabulary imports"),
-        pytest.param("argosy_services.errors\nenum", id="a module that it imports"),
+        pytest.param(framed(b"\xc1" * 100), "not a message", id="noise"),
+        pytest.param(framed(b""), "not a message", id="nothing"),
+        pytest.param(framed(pickle.dumps(Request("a", [1], 1))), "not a message", id="a pickle"),
+        pytest.param(framed(b"\x92\xa7Outputs\x90"), "not a message", id="a message of the other direction"),
+        pytest.param((MAX_BYTES + 1).to_bytes(4), f"at most {MAX_BYTES}", id="too long by a byte"),
+        pytest.param(b"\xff" * 4, f"at most {MAX_BYTES}", id="as long as can be said"),
     ],
 )
-async def test_nothing_but_the_vocabulary_is_unpickled(tmp_path: Path, name: str) -> None:
-    made = tmp_path / "made"
-    text = str(made).encode()
-    calling = b"\x80\x02c" + name.encode() + b"\nX" + len(text).to_bytes(4, "little") + text + b"\x85R."
-    async with echoing() as contact:
+async def test_what_is_not_a_message_ends_its_connection_and_no_other(sent: bytes, problem: str) -> None:
+    async with counting() as contact:
+        hostile, other = await connect(contact), await connect(contact)
+        with capture_logs() as logged:
+            hostile._writer.write(sent)
+            assert await answer(hostile) is None
+        (entry,) = logged
+        assert (entry["log_level"], entry["event"]) == ("warning", REFUSED)
+        assert problem in entry["cause"]
+        other.send(Cancel("a"))
+        assert await answer(other) == Outputs([StepOutput("a")])
+        hostile.close()
+        other.close()
+
+
+async def test_a_message_as_long_as_allowed_is_waited_for() -> None:
+    async with counting() as contact:
         connection = await connect(contact)
-        connection._writer.write(len(calling).to_bytes(4) + calling)
-        assert await answer(connection) is None
+        connection._writer.write(MAX_BYTES.to_bytes(4) + b"\x92")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(connection.messages()), 0.05)
         connection.close()
-    assert not made.exists()
+
+
+async def test_gateways_refuse_what_engines_must_not_say() -> None:
+    async def serve(gateway: Connection[ToGateway, ToEngine]) -> None:
+        gateway._writer.write(framed(b"\x92\xa6Cancel\xa1a"))
+
+    contact, server = await listen(HOST, serve)
+    connection = await connect(contact)
+    with pytest.raises(MessageRefusedError, match="not a message"):
+        await answer(connection)
+    connection.close()
+    server.close()
 
 
 async def test_the_other_end_sees_an_end() -> None:
-    async with echoing() as contact:
+    async with counting() as contact:
         connection = await connect(contact)
-        connection.send("a")
+        connection.send(Cancel("a"))
         connection.close()
-        connection.send("after the end")
+        connection.send(Cancel("after the end"))
         assert await answer(connection) is None
