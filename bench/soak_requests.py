@@ -12,8 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
+import numpy as np
+from safetensors.numpy import save_file
 from structured import draw_schema, problem
 
 import argosy
@@ -37,8 +37,8 @@ STOPS = ("\n", ". ", " the", "an", ":", "ship")
 
 def write_adapter(directory: Path, number: int) -> None:
     """A PEFT adapter of random rank, modules and weights."""
-    random_, generator = random.Random(number), torch.Generator().manual_seed(number)
-    rank = random_.choice((1, 3, 4, 8, 16, 32, 64))
+    random_, generator = random.Random(number), np.random.default_rng(number)
+    rank = random_.choice((1, 2, 3, 4, 8, 12, 16, 24))
     modules = random_.sample(sorted(SHAPES), random_.randint(1, len(SHAPES)))
     config = {
         "peft_type": "LORA",
@@ -48,12 +48,12 @@ def write_adapter(directory: Path, number: int) -> None:
         "lora_alpha": 2 * rank,
         "target_modules": [module.split(".")[1] for module in modules],
     }
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, np.ndarray] = {}
     for name, (inputs, outputs) in ((name, SHAPES[name]) for name in modules):
         for layer in range(LAYERS):
             path = f"base_model.model.model.layers.{layer}.{name}"
-            tensors[f"{path}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) / inputs**0.5
-            tensors[f"{path}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.02
+            tensors[f"{path}.lora_A.weight"] = generator.standard_normal((rank, inputs), np.float32) / inputs**0.5
+            tensors[f"{path}.lora_B.weight"] = generator.standard_normal((outputs, rank), np.float32) * 0.02
     directory.mkdir()
     (directory / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "adapter_model.safetensors")
