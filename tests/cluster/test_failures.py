@@ -13,16 +13,23 @@ from argosy_services.testing import RunningCluster
 
 PROMPTS = [f"Log entry {index}. The wind came from the {'north' if index % 2 else 'south'} and" for index in range(16)]
 TOKENS = 48
+# So many that no stream is over before its engine is.
+MANY_TOKENS = 400
 # What the fleet promises.
 BACK_WITHIN_S = 6.0
 
 
 async def read(
-    client: argosy.AsyncClient, prompt: str, began: asyncio.Event | None = None, *, adapter: str = ""
+    client: argosy.AsyncClient,
+    prompt: str,
+    began: asyncio.Event | None = None,
+    *,
+    adapter: str = "",
+    tokens: int = TOKENS,
 ) -> list[int]:
     """The token ids of a greedy stream; `began` is set once a few have come."""
     ids: list[int] = []
-    options = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True, "adapter": adapter}
+    options = {"max_tokens": tokens, "temperature": 0.0, "ignore_eos": True, "adapter": adapter}
     async with client.generation.stream(prompt, **options) as stream:  # type: ignore[arg-type]
         async for event in stream:
             if isinstance(event, argosy.Delta):
@@ -34,14 +41,16 @@ async def read(
 
 async def test_streams_outlive_their_engine(fleet: RunningCluster, processes: Processes) -> None:
     async with argosy.AsyncClient(fleet.address, timeout=240) as client:
-        undisturbed = await asyncio.gather(*(read(client, prompt) for prompt in PROMPTS))
+        undisturbed = await asyncio.gather(*(read(client, prompt, tokens=MANY_TOKENS) for prompt in PROMPTS))
         began = [asyncio.Event() for _ in PROMPTS]
-        reading = [asyncio.create_task(read(client, *each)) for each in zip(PROMPTS, began, strict=True)]
+        reading = [
+            asyncio.create_task(read(client, *each, tokens=MANY_TOKENS)) for each in zip(PROMPTS, began, strict=True)
+        ]
         await asyncio.gather(*(event.wait() for event in began))
         assert not any(task.done() for task in reading)
         processes.kill(processes.named("ray::ServeReplica:generation:Engine")[0])
         assert await asyncio.gather(*reading) == undisturbed
-    assert all(len(ids) == TOKENS for ids in undisturbed)
+    assert all(len(ids) == MANY_TOKENS for ids in undisturbed)
 
 
 async def test_calls_wait_for_a_new_proxy(fleet: RunningCluster, processes: Processes) -> None:
