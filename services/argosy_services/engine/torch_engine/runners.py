@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
 import torch
 
 from argosy_services.engine.base import AdapterWeights
@@ -21,6 +22,8 @@ from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.models.weights import load_weights
 from argosy_services.engine.torch_engine.step import RowSpan, Work
 from argosy_services.settings import GenerationSettings
+
+log = structlog.get_logger("argosy.engine")
 
 
 class Runner(Protocol):
@@ -135,6 +138,7 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
     if reason is not None:
         if wanted == "int8":
             raise UnsupportedModelError(f"generation.quantization int8 needs the native kernels, but {reason}")
+        log.info("torch's operators compute the steps", because=reason)
         return None
     if form == "int8":
         return form

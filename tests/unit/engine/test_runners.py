@@ -1,0 +1,75 @@
+"""Which kernels compute a model's steps, without a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from argosy_services.engine.torch_engine import runners
+from argosy_services.engine.torch_engine.config import DecoderConfig, LayerKind, RopeConfig, UnsupportedModelError
+from argosy_services.engine.torch_engine.native.compile import has_wide_vectors, is_supported
+from argosy_services.settings import GenerationSettings
+
+CONFIG = DecoderConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=100,
+    hidden_size=128,
+    intermediate_size=192,
+    heads=2,
+    kv_heads=1,
+    head_dim=64,
+    norm_eps=1e-5,
+    max_positions=64,
+    layer_kinds=(LayerKind(RopeConfig("default", 10_000.0)),),
+    tied_embeddings=True,
+    eos_token_ids=frozenset(),
+    attention_scale=64**-0.5,
+)
+NATIVE = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")
+WIDE = pytest.mark.skipif(not has_wide_vectors(), reason="this processor lacks AVX-512 VNNI and bfloat16")
+NARROW = pytest.mark.skipif(has_wide_vectors(), reason="this processor has AVX-512 VNNI and bfloat16")
+
+
+def chosen(config: DecoderConfig = CONFIG, **settings: object) -> str | None:
+    return runners.native_format(config, GenerationSettings(**settings))  # type: ignore[arg-type]
+
+
+@NATIVE
+def test_float32_runs_on_every_processor() -> None:
+    assert chosen(dtype="float32") == "float32"
+
+
+@NATIVE
+@WIDE
+def test_auto_takes_the_fastest_and_a_named_type_is_exact() -> None:
+    assert chosen() == "int8"
+    assert chosen(quantization="int8", dtype="bfloat16") == "int8"
+    assert chosen(dtype="bfloat16") == "bfloat16"
+    assert chosen(quantization="none") == "bfloat16"
+
+
+@NATIVE
+@NARROW
+def test_without_the_instructions_auto_takes_float32_and_int8_is_refused() -> None:
+    assert chosen() == "float32"
+    assert chosen(dtype="bfloat16") is None
+    with pytest.raises(UnsupportedModelError, match="AVX-512"):
+        chosen(quantization="int8")
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "reason"),
+    [
+        (CONFIG, {"kernels": "torch"}, "generation.kernels is torch"),
+        (CONFIG, {"device": "cuda"}, "the device is cuda"),
+        (CONFIG, {"block_tokens": 8}, "block_tokens 8"),
+        (replace(CONFIG, final_softcap=30.0), {}, "computes more"),
+    ],
+)
+def test_what_the_kernels_do_not_compute_goes_to_torch(
+    config: DecoderConfig, settings: dict[str, object], reason: str
+) -> None:
+    assert chosen(config, **settings) is None
+    with pytest.raises(UnsupportedModelError, match=reason if is_supported() else "."):
+        chosen(config, quantization="int8", **settings)
