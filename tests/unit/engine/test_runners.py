@@ -8,7 +8,8 @@ import pytest
 
 from argosy_services.engine.torch_engine import runners
 from argosy_services.engine.torch_engine.config import DecoderConfig, LayerKind, RopeConfig, UnsupportedModelError
-from argosy_services.engine.torch_engine.native.compile import has_wide_vectors, is_supported
+from argosy_services.engine.torch_engine.native import is_supported
+from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
 from argosy_services.settings import GenerationSettings
 
 CONFIG = DecoderConfig(

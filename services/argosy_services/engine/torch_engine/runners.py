@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from argosy_services.engine.base import AdapterWeights
+from argosy_services.engine.torch_engine import native
 from argosy_services.engine.torch_engine.config import DecoderConfig, UnsupportedModelError
 from argosy_services.engine.torch_engine.kv_pool import KvPool
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights
@@ -119,18 +120,10 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
 
     Raises UnsupportedModelError where a quantization was asked for that only those kernels have.
     """
-    from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
-    from argosy_services.engine.torch_engine.native.decoder import obstacle
-
     wanted = settings.quantization
-    if settings.kernels == "torch":
-        reason: str | None = "generation.kernels is torch"
-    elif settings.device != "cpu":
-        reason = f"the device is {settings.device}"
-    else:
-        reason = obstacle(config, settings.block_tokens)
+    reason = _obstacle(config, settings)
     form = "int8" if wanted == "auto" and settings.dtype == "auto" else wanted
-    if reason is None and form == "int8" and not has_wide_vectors():
+    if reason is None and form == "int8" and not _has_wide_vectors():
         if wanted == "auto":
             form = "none"
         else:
@@ -144,7 +137,7 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
         return form
     dtype = compute_dtype(settings.dtype, torch.device("cpu"))
     if dtype is torch.bfloat16:
-        return "bfloat16" if has_wide_vectors() else None
+        return "bfloat16" if _has_wide_vectors() else None
     return "float32"
 
 
@@ -166,3 +159,22 @@ def cores(settings: GenerationSettings) -> int:
 
 def _adapter_dtype(form: str) -> torch.dtype:
     return torch.float32 if form == "float32" else torch.bfloat16
+
+
+def _obstacle(config: DecoderConfig, settings: GenerationSettings) -> str | None:
+    """Why the native kernels do not compute a model here; None if they do."""
+    if settings.kernels == "torch":
+        return "generation.kernels is torch"
+    if settings.device != "cpu":
+        return f"the device is {settings.device}"
+    if not native.is_supported():
+        return "they are for Linux on x86-64"
+    from argosy_services.engine.torch_engine.native.decoder import obstacle
+
+    return obstacle(config, settings.block_tokens)
+
+
+def _has_wide_vectors() -> bool:
+    from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
+
+    return has_wide_vectors()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from llvmlite import ir
 
-from argosy_services.engine.torch_engine.native.compile import Machine, compiled, is_supported
+from argosy_services.engine.torch_engine.native import is_supported
+from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import I64, PTR, Body
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")

@@ -17,8 +17,9 @@ from argosy_services.engine.torch_engine.model_runner import ModelRunner
 from argosy_services.engine.torch_engine.models.decoder import Decoder
 from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, Linear
+from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
-from argosy_services.engine.torch_engine.native.compile import has_wide_vectors, is_supported
+from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
 from argosy_services.engine.torch_engine.native.decoder import NativeDecoder, obstacle
 from argosy_services.engine.torch_engine.native.runner import NativeRunner
 from argosy_services.engine.torch_engine.sequence import Sequence

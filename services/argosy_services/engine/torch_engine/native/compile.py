@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import platform
 import stat
 import tempfile
 import threading
@@ -69,11 +68,6 @@ def has_wide_vectors() -> bool:
     """Whether this processor computes int8 and bfloat16 products as the kernels of those types do."""
     features = llvm.get_host_cpu_features()
     return all(features.get(name, False) for name in _WIDE)
-
-
-def is_supported() -> bool:
-    """Whether kernels can be made for this system: their threads wait as Linux has it."""
-    return platform.system() == "Linux" and platform.machine() == "x86_64"
 
 
 def _compile(module: ir.Module) -> bytes:

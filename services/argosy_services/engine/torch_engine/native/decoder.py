@@ -13,7 +13,7 @@ from argosy_services.engine.torch_engine.models.weights import DecoderWeights, L
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.attention import Heads, emit_attend, emit_rotate
 from argosy_services.engine.torch_engine.native.buffers import Buffers, Inputs, stride
-from argosy_services.engine.torch_engine.native.compile import Machine, compiled, is_supported
+from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.gemm import FORMATS, ROWS, emit_product
 from argosy_services.engine.torch_engine.native.layout import (
     GROUP,
@@ -279,8 +279,6 @@ def _angles(config: DecoderConfig, positions: int) -> dict[RopeConfig | None, tu
 
 def obstacle(config: DecoderConfig, block_tokens: int) -> str | None:
     """Why a decoder cannot be computed natively; None if it can."""
-    if not is_supported():
-        return "the kernels are for Linux on x86-64"
     if not config.plain:
         return f"{config.architecture} computes more in its layers than the kernels do"
     inputs = {
