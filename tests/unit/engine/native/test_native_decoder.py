@@ -277,6 +277,17 @@ def test_the_likeliest_tokens_come_with_the_logits(native: Native) -> None:
     assert len(spans) == 4
 
 
+@pytest.mark.parametrize(
+    ("tokens", "problem"),
+    [([3, VOCAB], "token ids"), ([-1], "token ids"), ([3] * (MAX_ROWS + 1), "at most 200"), ([3] * 513, "at most")],
+)
+def test_nothing_leads_the_kernels_out_of_their_memory(native: Native, tokens: list[int], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        native.runner.run([Work(make_sequence("s", tokens, 0), 0, len(tokens))])
+    with pytest.raises(ValueError, match="position 512"):
+        native.runner.run([Work(make_sequence("s", [3] * 513, 0), 512, 1)])
+
+
 def test_what_the_kernels_do_not_compute_is_named() -> None:
     assert obstacle(PLAIN, 16) is None
     assert "hidden_size 100" in str(obstacle(replace(PLAIN, hidden_size=100), 16))

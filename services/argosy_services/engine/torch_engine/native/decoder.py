@@ -58,6 +58,8 @@ class NativeDecoder:
         threads: int,
     ) -> None:
         self.config = config
+        self.max_rows = max_rows
+        self.max_positions = max_positions
         self._form = form
         self._adapters = adapters
         # Of keys, values and embeddings.

@@ -33,6 +33,7 @@ class NativeRunner:
         ordered = sorted(work, key=lambda item: item.sequence.request.adapter or "")
         tokens = np.fromiter((token for item in ordered for token in item.token_ids()), np.int64)
         positions = _positions(ordered)
+        self._check(tokens, positions)
         slots, tables, tiles = self._places(ordered)
         for name, array in (
             (Step.TOKENS, tokens),
@@ -56,6 +57,18 @@ class NativeRunner:
     def close(self) -> None:
         """Ends the decoder's threads."""
         self._decoder.close()
+
+    def _check(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        """Raises ValueError for what would lead the kernels out of their memory; whoever makes work prevents it."""
+        decoder = self._decoder
+        if len(tokens) > decoder.max_rows:
+            raise ValueError(f"a step of {len(tokens)} tokens, at most {decoder.max_rows} have room")
+        if tokens.min() < 0 or tokens.max() >= decoder.config.vocab_size:
+            raise ValueError(
+                f"token ids are from 0 to {decoder.config.vocab_size - 1}, not {tokens.min()} to {tokens.max()}"
+            )
+        if positions.max() >= decoder.max_positions:
+            raise ValueError(f"position {positions.max()}, at most {decoder.max_positions - 1} are known")
 
     def _compute_logits(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64] | None]:
         if len(rows) <= LOGIT_ROWS:
