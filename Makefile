@@ -71,6 +71,10 @@ bench-peers: $(VENV)/.dev ## Measure Argosy beside them in one run (40 minutes);
 soak: $(VENV)/.dev ## 2,000 requests during scale-downs and redeploys, each answer compared (15 minutes)
 	$(BIN)/python bench/soak.py 2000
 
+.PHONY: soak-engine
+soak-engine: $(VENV)/.dev ## 20 minutes of random work for one engine: nothing is left in use, nothing grows
+	$(BIN)/python bench/soak_engine.py 20
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Check form, imports between layers, and protos
 	$(BIN)/ruff check

@@ -34,6 +34,8 @@ from argosy_services.testing import run_test_server_in_thread
 
 RESULTS = Path(__file__).with_name("results") / "soak_engine.json"
 PLACES, REMEMBERED = 6, 300
+# How long the last callers wait once no more come.
+PATIENCE_S = 120.0
 WARM_UP_MINUTES, GROWTH = 4.0, 0.02
 
 
@@ -57,10 +59,11 @@ class Soak:
     """Callers of one server, and what they see."""
 
     def __init__(self, address: str, engine: Any, requests: Requests, roots: Path) -> None:
-        once = argosy.RetryPolicy(max_attempts=1)
+        # Who has the lowest priority waits long where there is always too much.
+        once, patience_s = argosy.RetryPolicy(max_attempts=1), 3_600
         self.tally = Tally()
         self.stop = asyncio.Event()
-        self._clients = [argosy.AsyncClient(address, api_key=key, timeout=600, retry=once) for key in KEYS]
+        self._clients = [argosy.AsyncClient(address, api_key=key, timeout=patience_s, retry=once) for key in KEYS]
         self._engine = engine
         self._requests, self._roots = requests, roots
         self._random = random.Random(requests.seed)
@@ -80,6 +83,10 @@ class Soak:
                 self._call(self._random.choice(list(self._answers)) if old else (number := number + 1))
             await asyncio.sleep(self._random.expovariate(10.0 if busy else 2.0))
         self.stop.set()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=PATIENCE_S)
+        for call in self._calls:
+            call.cancel()
         await asyncio.gather(*self._calls, *beside)
         await self._end()
 
@@ -98,8 +105,10 @@ class Soak:
             self.tally.ended[reason] += 1
             if reason not in manner.expected(request) or (reason == "QUEUE_FULL" and error.retry_after is None):
                 self.tally.fail(f"request {request.number}: {type(error).__name__}: {error}")
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError):
             self.tally.ended["cancelled"] += 1
+        except Exception as error:
+            self.tally.fail(f"request {request.number}: {type(error).__name__}: {error}")
         else:
             self.tally.ended["answered"] += 1
 

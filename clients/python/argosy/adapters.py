@@ -113,11 +113,14 @@ class AdaptersClient:
     def _settled(self, adapter: Adapter, timeout: float) -> Adapter:
         if adapter.state.settled:
             return adapter
+        # To its end: a server that ends a call just as its caller cancels it writes an error into its log.
         with self.watch([adapter.name], until_settled=True, timeout=timeout) as events:
             for event in events:
-                if isinstance(event, Adapter) and event.state.settled:
-                    return event
-        raise convert.watch_ended(adapter.name)
+                if isinstance(event, Adapter):
+                    adapter = event
+        if not adapter.state.settled:
+            raise convert.watch_ended(adapter.name)
+        return adapter
 
 
 class AsyncAdaptersClient:
@@ -197,8 +200,11 @@ class AsyncAdaptersClient:
     async def _settled(self, adapter: Adapter, timeout: float) -> Adapter:
         if adapter.state.settled:
             return adapter
+        # To its end: a server that ends a call just as its caller cancels it writes an error into its log.
         async with self.watch([adapter.name], until_settled=True, timeout=timeout) as events:
             async for event in events:
-                if isinstance(event, Adapter) and event.state.settled:
-                    return event
-        raise convert.watch_ended(adapter.name)
+                if isinstance(event, Adapter):
+                    adapter = event
+        if not adapter.state.settled:
+            raise convert.watch_ended(adapter.name)
+        return adapter

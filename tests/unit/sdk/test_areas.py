@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,18 @@ async def test_a_watch_that_ends_too_early(face: Face, server: ScriptedServer) -
     server.answers["WatchAdapters"] = answers.watch("LOADING")
     with pytest.raises(argosy.ProtocolError):
         await face.call(lambda c: c.adapters.load("pirate", "file:///adapters/pirate"))
+
+
+async def test_whoever_waits_for_an_adapter_lets_the_server_end_the_watch(face: Face, server: ScriptedServer) -> None:
+    cancelled: list[bool] = []
+
+    def watch(_: object) -> Iterator[object]:
+        yield from answers.watch("LOADING", "READY")
+        cancelled.append(server.calls_of("WatchAdapters")[0].ended.wait(0.3))
+
+    server.answers["WatchAdapters"] = watch
+    assert (await face.call(lambda c: c.adapters.load("pirate", "file:///adapters/pirate"))).state == "ready"
+    assert cancelled == [False]
 
 
 async def test_loading_and_waiting_share_one_deadline(face: Face, server: ScriptedServer) -> None:
