@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from argosy_services.embeddings.bert import BertEncoder
 from argosy_services.embeddings.config import SentenceConfig, read_config, unusable
-from argosy_services.embeddings.linear import compute_dtype
 from argosy_services.embeddings.packing import pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import EmbeddingModelInfo
+from argosy_services.engine.dtypes import compute_dtype
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.types import Encoding

@@ -9,17 +9,6 @@ from torch.nn import functional
 _ROWS = 1024
 
 
-def compute_dtype(wanted: str) -> torch.dtype:
-    """The type of weights and products: what is asked for, or for "auto" bfloat16 where the processor has it.
-
-    Without these instructions bfloat16 products are emulated, many times slower than float32.
-    """
-    if wanted == "auto":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else torch.float32
-    return torch.float32 if wanted == "float32" else torch.bfloat16
-
-
 class Linear:
     """A projection: states [rows, in] to [rows, out], in the type of `weight`. `weight` [out, in], `bias` [out].
 

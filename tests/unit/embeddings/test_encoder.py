@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from argosy_services.embeddings import attention
 from argosy_services.embeddings.attention import attend
 from argosy_services.embeddings.encoder import Encoder
-from argosy_services.embeddings.linear import Linear, compute_dtype
+from argosy_services.embeddings.linear import Linear
 from argosy_services.embeddings.packing import Group, pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import Pooling
+from argosy_services.engine.dtypes import compute_dtype
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.models.types import LocalModel
 

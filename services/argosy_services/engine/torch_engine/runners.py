@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from argosy_services.engine.base import AdapterWeights
+from argosy_services.engine.dtypes import compute_dtype
 from argosy_services.engine.torch_engine import native
 from argosy_services.engine.torch_engine.config import DecoderConfig, UnsupportedModelError
 from argosy_services.engine.torch_engine.kv_pool import KvPool
@@ -135,21 +136,10 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
         return None
     if form == "int8":
         return form
-    dtype = compute_dtype(settings.dtype, torch.device("cpu"))
+    dtype = compute_dtype(settings.dtype)
     if dtype is torch.bfloat16:
         return "bfloat16" if _has_wide_vectors() else None
     return "float32"
-
-
-def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type to compute with: what is asked for, or the narrowest that the device multiplies natively."""
-    if wanted != "auto":
-        return torch.float32 if wanted == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # Without these instructions bfloat16 products are emulated, some eight times slower than float32.
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def cores(settings: GenerationSettings) -> int:
