@@ -140,7 +140,8 @@ class ScriptedEngine:
         if self.step_s:
             time.sleep(self.step_s)
         with self._changed:
-            if self._closed:
+            closed = self._closed
+            if closed:
                 draining = ArgosyError(Reason.DRAINING, "shutting down", retry_after_s=1.0)
                 outputs = [StepOutput(name, finish=Finish.FAILED, error=draining) for name in self._sequences]
                 self._sequences.clear()
@@ -149,7 +150,7 @@ class ScriptedEngine:
         if outputs and self._on_step is not None:
             self.callbacks += 1
             self._on_step(outputs)
-        return not self._closed
+        return not closed
 
     def _advance(self, sequence: _Sequence) -> StepOutput:
         output = self._score(sequence) if sequence.request.score_from is not None else self._say(sequence)

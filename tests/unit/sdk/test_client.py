@@ -81,7 +81,7 @@ async def test_address_key_and_timeout_of_a_client(
         await face.call(lambda c: c.generation.generate("x"))
         call = server.calls[-1]
         assert call.metadata["authorization"] == f"Bearer {key}"
-        assert call.time_remaining == pytest.approx(7.0, abs=0.5)
+        assert 2.0 < call.time_remaining < 7.2
         await face.close()
 
 
