@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -59,6 +59,8 @@ class AdaptersService:
         self._registry = AdapterRegistry()
         self._lives: dict[str, Life] = {}
         self._line = Line(_LOADS_AT_ONCE)
+        # Each thread that reads weights keeps a heap of their size: few threads, always the same ones.
+        self._readers = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="adapters")
         self._closed = False
 
     def accept(self, roots: Sequence[Path], max_size_bytes: int) -> None:
@@ -80,6 +82,7 @@ class AdaptersService:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._registry.clear()
         await asyncio.to_thread(self._cache.close)
+        self._readers.shutdown()
 
     async def load(self, name: str, source: str, base_model: str = "") -> AdapterRecord:
         """Accepts an adapter; loading goes on in the background.
@@ -200,11 +203,11 @@ class AdaptersService:
         with self._line.place(life):
             await life.until_turn()
             self._move(life, AdapterState.FETCHING)
-            copy = life.copy = await _in_thread(self._cache.new_directory)
-            await _in_thread(lambda: self._sources.fetch(life.source, copy, life.cancelled))
+            copy = life.copy = await self._read(self._cache.new_directory)
+            await self._read(lambda: self._sources.fetch(life.source, copy, life.cancelled))
             life.check_wanted()
             self._move(life, AdapterState.VALIDATING)
-            weights = await _in_thread(lambda: life.engine.read_adapter(copy))
+            weights = await self._read(lambda: life.engine.read_adapter(copy))
             life.check_wanted()
             about = {"version": weights.version, "rank": weights.rank, "target_modules": weights.target_modules}
             self._move(life, AdapterState.LOADING, **about)
@@ -212,6 +215,10 @@ class AdaptersService:
             life.check_wanted()
         self._move(life, AdapterState.READY, size_bytes=weights.size_bytes)
         metrics.ADAPTER_LOAD_SECONDS.observe(time.monotonic() - life.accepted)
+
+    async def _read(self, function: Callable[[], T]) -> T:
+        """The result of a function that reads or makes files of adapters that come."""
+        return await _to_end(asyncio.get_running_loop().run_in_executor(self._readers, function))
 
     async def _put_in(self, life: Life, weights: AdapterWeights) -> None:
         # Only an ArgosyError says that the engine did not take it; after any other one it is taken out again.
@@ -240,7 +247,7 @@ class AdaptersService:
         if life.in_engine:
             failure = await self._attempt(life, lambda: _in_engine(life.engine.unload_adapter(life.adapter.key)))
         if copy is not None:
-            failure = await self._attempt(life, lambda: _in_thread(lambda: self._cache.remove(copy))) or failure
+            failure = await self._attempt(life, lambda: _to_end(asyncio.to_thread(self._cache.remove, copy))) or failure
         return failure
 
     async def _attempt(self, life: Life, step: Callable[[], Awaitable[None]]) -> Failure | None:
@@ -266,17 +273,14 @@ class AdaptersService:
         )
 
 
-async def _in_thread(function: Callable[[], T]) -> T:
-    """The result of a blocking function. Whoever is cancelled meanwhile still waits until the thread has ended."""
-    return await _unstopped(asyncio.ensure_future(asyncio.to_thread(function)), patience_s=None)
-
-
 async def _in_engine(future: Future[None]) -> None:
     """Waits for a step of an engine, which is never cancelled."""
-    await _unstopped(asyncio.wrap_future(future), patience_s=_ENGINE_PATIENCE_S)
+    await _to_end(asyncio.wrap_future(future), patience_s=_ENGINE_PATIENCE_S)
 
 
-async def _unstopped(work: asyncio.Future[T], *, patience_s: float | None) -> T:
+async def _to_end(work: Awaitable[T], *, patience_s: float | None = None) -> T:
+    """The result of what cannot be cancelled: who is cancelled meanwhile still waits for its end."""
+    work = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
