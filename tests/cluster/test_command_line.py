@@ -64,7 +64,8 @@ def test_up_status_generate_down(variables: dict[str, str]) -> None:
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{dashboard}/api/serve/applications/")
-        assert refused.value.code in (401, 403)
+        with refused.value as answer:
+            assert answer.code in (401, 403)
 
         again = run(variables, "up")
         assert again.returncode != 0
