@@ -22,7 +22,7 @@ class NativeRunner:
     def __init__(self, decoder: NativeDecoder, block_tokens: int, adapters: NativeAdapters) -> None:
         self._decoder = decoder
         self._adapters = adapters
-        self._tiles = block_tokens // TILE
+        self._block_tokens = block_tokens
         self._logits = torch.empty(0)
         self._largest: NDArray[np.int64] | None = None
 
@@ -32,18 +32,20 @@ class NativeRunner:
         # Rows of one adapter side by side.
         ordered = sorted(work, key=lambda item: item.sequence.request.adapter or "")
         tokens = np.fromiter((token for item in ordered for token in item.token_ids()), np.int64)
-        positions = _positions(ordered)
+        counts = np.fromiter((item.count for item in ordered), np.int64)
+        starts = np.fromiter((item.start for item in ordered), np.int64)
+        positions = np.arange(len(tokens)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
         self._check(tokens, positions)
-        slots, tables, tiles = self._places(ordered)
+        slots, tiles, tasks = self._places(ordered, positions, counts)
         for name, array in (
             (Step.TOKENS, tokens),
             (Step.POSITIONS, positions),
             (Step.SLOTS, slots),
-            (Step.TABLES, tables),
-            (Step.TILES, tiles),
+            (Step.TABLES, tiles),
+            (Step.TILES, tasks),
         ):
             self._decoder.step[name] = array.ctypes.data
-        self._decoder.run_hidden(len(tokens), len(tiles), self._adapters.plan(ordered))
+        self._decoder.run_hidden(len(tokens), len(tasks), self._adapters.plan(ordered))
         rows, spans = wanted_rows(ordered)
         self._logits, self._largest = self._compute_logits(np.array(rows, np.int64))
         return self._logits, spans
@@ -77,32 +79,30 @@ class NativeRunner:
         parts = range(0, len(rows), LOGIT_ROWS)
         return torch.cat([self._decoder.run_logits(rows[part : part + LOGIT_ROWS])[0].clone() for part in parts]), None
 
-    def _places(self, work: Sequence[Work]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def _places(
+        self, work: Sequence[Work], positions: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Slots of the new tokens, the tiles of every sequence, and the query vectors of every task; see
         `attention.py`."""
-        group = self._decoder.config.group
-        tables: list[int] = []
-        slots: list[NDArray[np.int64]] = []
-        tasks: list[NDArray[np.int64]] = []
-        row = 0
-        for item in work:
-            start, count = item.start, item.count
-            table = np.array(item.sequence.table, np.int64)
-            if self._tiles > 1:
-                table = (table[:, None] * self._tiles + np.arange(self._tiles)).ravel()
-            places = np.arange(start, start + count)
-            slots.append(table[places // TILE] * TILE + places % TILE)
-            vectors = np.arange(0, count * group, HEIGHT)
-            part = np.empty((len(vectors), 5), np.int64)
-            part[:, 0], part[:, 1], part[:, 2], part[:, 3] = len(tables), row, start, vectors
-            part[:, 4] = np.minimum(HEIGHT, count * group - vectors)
-            tasks.append(part)
-            steps = (start + count - 1) // SUPER + 2
-            used = table[: steps * SUPER // TILE].tolist()
-            tables += used + [0] * (steps * SUPER // TILE - len(used))
-            row += count
-        return np.concatenate(slots), np.array(tables, np.int64), np.concatenate(tasks)
+        rows = np.cumsum(counts) - counts
+        starts = positions[rows]
+        # Attention looks at whole groups of tiles, and one ahead.
+        widths = -(-((starts + counts - 1) // SUPER + 2) * SUPER // self._block_tokens)
+        blocks: list[int] = []
+        for item, width in zip(work, widths.tolist(), strict=True):
+            used = item.sequence.table[:width]
+            blocks += used
+            blocks += [0] * (width - len(used))
+        tiles_of = self._block_tokens // TILE
+        tiles = (np.array(blocks, np.int64)[:, None] * tiles_of + np.arange(tiles_of)).ravel()
+        tables = (np.cumsum(widths) - widths) * tiles_of
+        slots = tiles[np.repeat(tables, counts) + positions // TILE] * TILE + positions % TILE
 
-
-def _positions(work: Sequence[Work]) -> NDArray[np.int64]:
-    return np.concatenate([np.arange(item.start, item.start + item.count) for item in work])
+        vectors = counts * self._decoder.config.group
+        parts = -(-vectors // HEIGHT)
+        owner = np.repeat(np.arange(len(work)), parts)
+        tasks = np.empty((len(owner), 5), np.int64)
+        tasks[:, 0], tasks[:, 1], tasks[:, 2] = tables[owner], rows[owner], starts[owner]
+        tasks[:, 3] = (np.arange(len(owner)) - (np.cumsum(parts) - parts)[owner]) * HEIGHT
+        tasks[:, 4] = np.minimum(HEIGHT, vectors[owner] - tasks[:, 3])
+        return slots, tiles, tasks
