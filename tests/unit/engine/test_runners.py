@@ -46,6 +46,7 @@ def test_float32_runs_on_every_processor() -> None:
 def test_auto_takes_the_fastest_and_a_named_type_is_exact() -> None:
     assert chosen() == "int8"
     assert chosen(quantization="int8", dtype="bfloat16") == "int8"
+    assert chosen(quantization="int4") == "int4"
     assert chosen(dtype="bfloat16") == "bfloat16"
     assert chosen(quantization="none") == "bfloat16"
 
@@ -55,8 +56,9 @@ def test_auto_takes_the_fastest_and_a_named_type_is_exact() -> None:
 def test_without_the_instructions_auto_takes_float32_and_int8_is_refused() -> None:
     assert chosen() == "float32"
     assert chosen(dtype="bfloat16") is None
-    with pytest.raises(UnsupportedModelError, match="AVX-512"):
-        chosen(quantization="int8")
+    for quantized in runners.QUANTIZED:
+        with pytest.raises(UnsupportedModelError, match=f"{quantized} needs the native kernels.*AVX-512"):
+            chosen(quantization=quantized)
 
 
 @pytest.mark.parametrize(
@@ -72,5 +74,6 @@ def test_what_the_kernels_do_not_compute_goes_to_torch(
     config: DecoderConfig, settings: dict[str, object], reason: str
 ) -> None:
     assert chosen(config, **settings) is None
-    with pytest.raises(UnsupportedModelError, match=reason if is_supported() else "."):
-        chosen(config, quantization="int8", **settings)
+    for quantized in runners.QUANTIZED:
+        with pytest.raises(UnsupportedModelError, match=reason if is_supported() else "."):
+            chosen(config, quantization=quantized, **settings)

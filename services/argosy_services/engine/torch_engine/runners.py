@@ -27,6 +27,9 @@ from argosy_services.settings import GenerationSettings
 
 log = structlog.get_logger("argosy.engine")
 
+QUANTIZED = ("int8", "int4")
+"""Formats of weights that only the native kernels have."""
+
 
 class Runner(Protocol):
     """Computes scheduled work. Lives on the engine's thread."""
@@ -124,17 +127,17 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
     wanted = settings.quantization
     reason = _obstacle(config, settings)
     form = "int8" if wanted == "auto" and settings.dtype == "auto" else wanted
-    if reason is None and form == "int8" and not _has_wide_vectors():
+    if reason is None and form in QUANTIZED and not _has_wide_vectors():
         if wanted == "auto":
             form = "none"
         else:
             reason = "this processor lacks the AVX-512 VNNI and bfloat16 instructions"
     if reason is not None:
-        if wanted == "int8":
-            raise UnsupportedModelError(f"generation.quantization int8 needs the native kernels, but {reason}")
+        if wanted in QUANTIZED:
+            raise UnsupportedModelError(f"generation.quantization {wanted} needs the native kernels, but {reason}")
         log.info("torch's operators compute the steps", because=reason)
         return None
-    if form == "int8":
+    if form in QUANTIZED:
         return form
     dtype = compute_dtype(settings.dtype)
     if dtype is torch.bfloat16:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
+from argosy_services.engine.torch_engine.native.gemm import FORMATS
 from argosy_services.engine.torch_engine.native.layout import AdapterField
 from argosy_services.engine.torch_engine.native.lora import HEIGHT, POINTERS
 from argosy_services.engine.torch_engine.native.packing import narrow
@@ -38,10 +39,10 @@ class NativeAdapters:
 
     def __init__(self, limit: int, modules: Sequence[str], form: str) -> None:
         """`modules` are the paths that adapters may change, in the order of the kernel's numbers; `form` is the format
-        of the base's weights, which the factors take as well.
+        of the base's weights: the factors have that of their inputs.
         """
         self._limit = limit
-        self._form = form
+        self._form = FORMATS[form].inputs
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))

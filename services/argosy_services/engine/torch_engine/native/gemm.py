@@ -7,13 +7,14 @@ However many rows a tile has, each of its sums is made in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from llvmlite import ir
 
 from argosy_services.engine.torch_engine.native.emit import (
+    BF16X,
     BYTES,
     F32,
     F32X,
@@ -27,7 +28,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     Cell,
     Value,
 )
-from argosy_services.engine.torch_engine.native.layout import GROUP, Product, Step
+from argosy_services.engine.torch_engine.native.layout import GROUP, LEVELS, Product, Step
 
 # Rows that share one pass over a chunk of weights.
 ROWS = 128
@@ -39,9 +40,11 @@ _FEW = 2
 
 
 class Format(Protocol):
-    """How weights are stored and multiplied. `vectors` x 16 columns make a chunk."""
+    """How weights are stored and multiplied. `vectors` x 16 columns make a chunk; `inputs` is the format that rows take
+    before they are multiplied."""
 
     name: str
+    inputs: str
     height: int
     vectors: int
 
@@ -63,41 +66,54 @@ class Operands:
 
 
 class Int8:
-    """Bytes: weights with a scale per column, inputs with one for each group of 64 (VNNI)."""
+    """Bytes: weights with a scale per column, inputs with one for each group of 64 (VNNI).
+
+    Weights are stored as unsigned bytes, 128 too large; `offsets` take that away again.
+    """
 
     name = "int8"
+    inputs = "int8"
     height = 6
     vectors = 4
+    group_bytes = GROUP // 4 * vectors * 64
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
-        """See `Format`. Weights are stored as unsigned bytes, 128 too large; `offsets` take that away again."""
+        """See `Format`."""
         sums = _cells(body, F32X, rows, self.vectors)
         parts = _cells(body, I32X, rows, self.vectors)
         groups = body.div(operands.size, GROUP)
-        steps = GROUP // 4
         with body.loop(0, groups) as group:
             for row in range(rows):
                 offset = body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))
                 for cell in parts[row]:
                     cell.set(offset)
-            stream = body.at(operands.weights, body.mul(group, steps * self.vectors * 64))
+            stream = body.at(operands.weights, body.mul(group, self.group_bytes))
             inputs = body.at(operands.inputs, body.mul(group, GROUP))
-            with body.loop(0, steps, _UNROLL) as start:
+            with body.loop(0, GROUP // 4, _UNROLL) as start:
                 self._multiply_some(body, parts, Operands(stream, inputs, size=operands.size), start)
             for row in range(rows):
                 scale = body.splat(body.load(F32, operands.scales, self._group(body, groups, row, group)))
-                for cell, part in zip(sums[row], parts[row], strict=True):
-                    cell.set(body.fma(body.to_float(part.get()), scale, cell.get()))
+                for vector, (cell, part) in enumerate(zip(sums[row], parts[row], strict=True)):
+                    factor = self._factor(body, scale, stream, vector)
+                    cell.set(body.fma(body.to_float(part.get()), factor, cell.get()))
         return _values(sums)
+
+    def _weights(self, body: Body, stream: Value, start: Value, rows: int) -> Iterator[list[Value]]:
+        """The chunk's bytes for each of the steps that stand one after another."""
+        for more in range(_UNROLL):
+            yield _chunk(body, BYTES, stream, body.add(start, more), rows=rows, vectors=self.vectors)
+
+    def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
+        """What a group's sums are multiplied by, where its inputs have a scale."""
+        return scale
 
     def _multiply_some(self, body: Body, parts: list[list[Cell]], operands: Operands, start: Value) -> None:
         """Four inputs of every row at a time."""
         totals = _values(parts)
-        for more in range(_UNROLL):
-            step = body.add(start, more)
-            weights = _chunk(body, BYTES, operands.weights, step, rows=len(parts), vectors=self.vectors)
+        for more, weights in enumerate(self._weights(body, operands.weights, start, len(parts))):
+            at = body.mul(body.add(start, more), 4)
             for row, total in enumerate(totals):
-                four = body.load(I32, operands.inputs, body.add(body.mul(operands.size, row), body.mul(step, 4)))
+                four = body.load(I32, operands.inputs, body.add(body.mul(operands.size, row), at))
                 totals[row] = [body.fours(part, weight, four) for part, weight in zip(total, weights, strict=True)]
         _set(parts, totals)
 
@@ -106,10 +122,34 @@ class Int8:
         return body.mul(body.add(body.mul(groups, row), group), 4)
 
 
+class Int4(Int8):
+    """Half bytes that name one of 16 levels (`LEVELS`), with a scale for each column and group of 64 inputs.
+
+    A group is its scales in bfloat16, then vectors that hold two steps each: the first one in the lower halves. In
+    registers they become the bytes that `Int8` multiplies.
+    """
+
+    name = "int4"
+    group_bytes = Int8.vectors * LANES * 2 + Int8.group_bytes // 2
+
+    def _weights(self, body: Body, stream: Value, start: Value, rows: int) -> Iterator[list[Value]]:
+        lines = body.at(stream, self.vectors * LANES * 2)
+        for pair in range(_UNROLL // 2):
+            step = body.add(body.div(start, 2), pair)
+            both = _chunk(body, BYTES, lines, step, rows=rows, vectors=self.vectors)
+            yield [body.look_up(LEVELS, body.low_halves(line)) for line in both]
+            yield [body.look_up(LEVELS, body.high_halves(line)) for line in both]
+
+    def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
+        own = body.builder.fpext(body.load(BF16X, stream, vector * LANES * 2), F32X)
+        return body.fmul(scale, own)
+
+
 class BFloat16:
     """Pairs of bfloat16, summed in float32."""
 
     name = "bfloat16"
+    inputs = "bfloat16"
     height = 6
     vectors = 4
 
@@ -126,6 +166,7 @@ class Float32:
     """float32, for any processor."""
 
     name = "float32"
+    inputs = "float32"
     height = 6
     vectors = 4
 
@@ -138,7 +179,7 @@ class Float32:
         return body.fma(weight, body.splat(body.builder.bitcast(given, F32)), total)
 
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Int8(), BFloat16(), Float32())}
+FORMATS: dict[str, Format] = {form.name: form for form in (Int4(), Int8(), BFloat16(), Float32())}
 
 
 def emit_product(module: ir.Module, form: Format) -> None:
