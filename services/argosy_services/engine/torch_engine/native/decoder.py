@@ -30,7 +30,7 @@ from argosy_services.engine.torch_engine.native.layout import (
     Tasks,
 )
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
-from argosy_services.engine.torch_engine.native.memory import zeroed
+from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
 from argosy_services.engine.torch_engine.native.packing import Packed, PackedLayer, pack, pack_layer
 from argosy_services.engine.torch_engine.native.rows import emit_embed, emit_largest, emit_rows
 from argosy_services.engine.torch_engine.native.workers import OperationList, Workers, emit_workers
@@ -67,8 +67,9 @@ class NativeDecoder:
         # Of keys, values and embeddings.
         self._cache_form = "float32" if form == "float32" else "bfloat16"
         self._heads = Heads.of(config, self._cache_form)
-        self._layers = [pack_layer(layer, form) for layer in weights.layers]
-        self._head_weights = pack(Linear(weights.head), self._inputs)
+        shelf = Shelf()
+        self._layers = [pack_layer(layer, form, shelf) for layer in weights.layers]
+        self._head_weights = pack(Linear(weights.head), self._inputs, shelf)
         self._final_norm = weights.final_norm.float()
         self._embeddings = weights.embeddings
         self._buffers = Buffers(config, max_rows, form=self._inputs, cache=self._cache_form)

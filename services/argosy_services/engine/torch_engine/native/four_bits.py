@@ -16,7 +16,7 @@ def halve(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The levels uint8 `[out, in]` of a weight `[out, in]`, and their scales bfloat16 `[out, in / 64]`.
 
     At first a group's largest weight becomes the largest level. Then, in turns, the scale is the one of least squares
-    for the levels, and each weight takes the level that is nearest (Lloyd, 1982); the pair with the least error is kept.
+    for the levels, and each weight takes the nearest level (Lloyd, 1982); the pair with the least error is kept.
     """
     groups = weight.float().unflatten(1, (-1, GROUP))
     largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))

@@ -1,10 +1,13 @@
-"""Large pieces of memory."""
+"""Large pieces of memory, in large pages where the system has them."""
 
 from __future__ import annotations
 
 import mmap
 
 import torch
+
+_PIECE = 64 << 20
+_LINE = 64
 
 
 def zeroed(size: int) -> torch.Tensor:
@@ -14,3 +17,20 @@ def zeroed(size: int) -> torch.Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+class Shelf:
+    """Keeps small tensors side by side in large pages."""
+
+    def __init__(self) -> None:
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of uint8 `[size]`, aligned to a cache line."""
+        size = len(tensor)
+        if self._used + size > len(self._piece):
+            self._piece, self._used = zeroed(max(_PIECE, size)), 0
+        kept = self._piece[self._used : self._used + size].copy_(tensor)
+        self._used += -(-size // _LINE) * _LINE
+        return kept

@@ -11,6 +11,7 @@ from argosy_services.engine.torch_engine.native.emit import LANES
 from argosy_services.engine.torch_engine.native.four_bits import halve
 from argosy_services.engine.torch_engine.native.gemm import FORMATS
 from argosy_services.engine.torch_engine.native.layout import GROUP
+from argosy_services.engine.torch_engine.native.memory import Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class PackedLayer:
     down: Packed
 
 
-def pack_layer(layer: LayerWeights, form: str) -> PackedLayer:
-    """Packs a block.
+def pack_layer(layer: LayerWeights, form: str, shelf: Shelf) -> PackedLayer:
+    """Packs a block; the weights are on the shelf.
 
     In four bits, query, key, value and down cost more of a model's accuracy than all else together: they stay as exact
     as their inputs.
@@ -56,17 +57,17 @@ def pack_layer(layer: LayerWeights, form: str) -> PackedLayer:
     sensitive = FORMATS[form].inputs
     return PackedLayer(
         input_norm=layer.input_norm.float(),
-        qkv=pack(layer.qkv, sensitive),
+        qkv=pack(layer.qkv, sensitive, shelf),
         query_norm=None if layer.query_norm is None else layer.query_norm.float(),
         key_norm=None if layer.key_norm is None else layer.key_norm.float(),
-        output=pack(layer.output, form),
+        output=pack(layer.output, form, shelf),
         mlp_norm=layer.mlp_norm.float(),
-        gate_up=pack(layer.gate_up, form),
-        down=pack(layer.down, sensitive),
+        gate_up=pack(layer.gate_up, form, shelf),
+        down=pack(layer.down, sensitive, shelf),
     )
 
 
-def pack(linear: Linear, form: str) -> Packed:
+def pack(linear: Linear, form: str, shelf: Shelf) -> Packed:
     """Packs a projection for the kernels of a format, quantizing it where that is less than its type."""
     vectors = FORMATS[form].vectors
     outputs, size = linear.weight.shape
@@ -80,7 +81,7 @@ def pack(linear: Linear, form: str) -> Packed:
     else:
         weight, padded[:outputs] = narrow(linear.weight, form)
         packed = _lanes(_whole_chunks(weight, columns), vectors, 4 // weight.itemsize)
-    return Packed(form, packed.flatten().view(torch.uint8), padded, bias, chunks, size)
+    return Packed(form, shelf.keep(packed.flatten().view(torch.uint8)), padded, bias, chunks, size)
 
 
 def _whole_chunks(weight: torch.Tensor, columns: int) -> torch.Tensor:
