@@ -61,6 +61,7 @@ class NativeDecoder:
         self.max_rows = max_rows
         self.max_positions = max_positions
         self._form = form
+        self._threads = threads
         # What products take in; the head's weights and the adapters' have this format as well.
         self._inputs = FORMATS[form].inputs
         self._adapters = adapters
@@ -233,6 +234,8 @@ class NativeDecoder:
             out=out.data_ptr(),
             stride=stride(out),
             accumulate=int(add),
+            # The others take the chunks in between.
+            ahead=packed.chunk_bytes * self._threads,
         )
         following = Tasks.PRODUCTS + len(self._products)
         tasks = self._products.setdefault(packed.chunks, following)

@@ -8,7 +8,7 @@ However many rows a tile has, each of its sums is made in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from llvmlite import ir
@@ -34,9 +34,10 @@ from argosy_services.engine.torch_engine.native.layout import GROUP, LEVELS, Pro
 ROWS = 128
 # Steps along the inputs that stand one after another in a loop.
 _UNROLL = 4
-# How far ahead of their use weights are asked for, in bytes.
-_AHEAD = 2_048
+# With so few rows the time goes into reading weights, which are asked for so many bytes ahead of their use. More rows
+# leave time to ask for the whole chunk that the thread takes next.
 _FEW = 2
+_AHEAD = 2_048
 
 
 class Format(Protocol):
@@ -55,12 +56,13 @@ class Format(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a tile's operands are. `scales` and `offsets` belong to groups of quantized inputs,
-    see `rows.py`."""
+    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early. `scales` and `offsets` belong to
+    groups of quantized inputs, see `rows.py`."""
 
     weights: Value
     inputs: Value
     size: Value
+    ahead: Value
     scales: Value = None
     offsets: Value = None
 
@@ -90,7 +92,7 @@ class Int8:
             stream = body.at(operands.weights, body.mul(group, self.group_bytes))
             inputs = body.at(operands.inputs, body.mul(group, GROUP))
             with body.loop(0, GROUP // 4, _UNROLL) as start:
-                self._multiply_some(body, parts, Operands(stream, inputs, size=operands.size), start)
+                self._multiply_some(body, parts, replace(operands, weights=stream, inputs=inputs), start)
             for row in range(rows):
                 scale = body.splat(body.load(F32, operands.scales, self._group(body, groups, row, group)))
                 for vector, (cell, part) in enumerate(zip(sums[row], parts[row], strict=True)):
@@ -98,10 +100,10 @@ class Int8:
                     cell.set(body.fma(body.to_float(part.get()), factor, cell.get()))
         return _values(sums)
 
-    def _weights(self, body: Body, stream: Value, start: Value, rows: int) -> Iterator[list[Value]]:
+    def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
         """The chunk's bytes for each of the steps that stand one after another."""
         for more in range(_UNROLL):
-            yield _chunk(body, BYTES, stream, body.add(start, more), rows=rows, vectors=self.vectors)
+            yield _chunk(body, BYTES, operands.weights, body.add(start, more), self.vectors, operands.ahead)
 
     def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
         """What a group's sums are multiplied by, where its inputs have a scale."""
@@ -110,7 +112,7 @@ class Int8:
     def _multiply_some(self, body: Body, parts: list[list[Cell]], operands: Operands, start: Value) -> None:
         """Four inputs of every row at a time."""
         totals = _values(parts)
-        for more, weights in enumerate(self._weights(body, operands.weights, start, len(parts))):
+        for more, weights in enumerate(self._weights(body, operands, start)):
             at = body.mul(body.add(start, more), 4)
             for row, total in enumerate(totals):
                 four = body.load(I32, operands.inputs, body.add(body.mul(operands.size, row), at))
@@ -132,11 +134,11 @@ class Int4(Int8):
     name = "int4"
     group_bytes = Int8.vectors * LANES * 2 + Int8.group_bytes // 2
 
-    def _weights(self, body: Body, stream: Value, start: Value, rows: int) -> Iterator[list[Value]]:
-        lines = body.at(stream, self.vectors * LANES * 2)
+    def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
+        lines = body.at(operands.weights, self.vectors * LANES * 2)
         for pair in range(_UNROLL // 2):
             step = body.add(body.div(start, 2), pair)
-            both = _chunk(body, BYTES, lines, step, rows=rows, vectors=self.vectors)
+            both = _chunk(body, BYTES, lines, step, self.vectors, operands.ahead)
             yield [body.look_up(LEVELS, body.low_halves(line)) for line in both]
             yield [body.look_up(LEVELS, body.high_halves(line)) for line in both]
 
@@ -187,7 +189,7 @@ def emit_product(module: ir.Module, form: Format) -> None:
     body = Body(module, f"product_{form.name}", [PTR, I64, PTR])
     arguments, task, step = body.arguments
     get = Product.reader(body, arguments)
-    size, chunks, stride = get("size"), get("chunks"), get("stride")
+    size, chunks, stride, ahead = get("size"), get("chunks"), get("stride"), get("ahead")
     row_bytes = get("row_bytes")
     keep = body.builder.trunc(get("accumulate"), ir.IntType(1))
     places = {name: get.pointer(name) for name in ("inputs", "scales", "offsets", "out", "weight_scales", "bias")}
@@ -207,6 +209,7 @@ def emit_product(module: ir.Module, form: Format) -> None:
             scales=body.at(places["scales"], body.mul(row, groups)),
             offsets=body.at(places["offsets"], body.mul(row, groups)),
             size=size,
+            ahead=_AHEAD if rows <= _FEW else ahead,
         )
         sums = form.multiply(body, rows, operands)
         out = body.at(places["out"], body.add(body.mul(row, stride), column_bytes))
@@ -242,7 +245,7 @@ def _stream(
         totals = _values(sums)
         for more in range(_UNROLL):
             step = body.add(start, more)
-            weights = _chunk(body, kind, operands.weights, step, rows=rows, vectors=vectors)
+            weights = _chunk(body, kind, operands.weights, step, vectors, operands.ahead)
             for row, total in enumerate(totals):
                 given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), body.mul(step, 4)))
                 totals[row] = [join(body, part, weight, given) for part, weight in zip(total, weights, strict=True)]
@@ -250,13 +253,12 @@ def _stream(
     return _values(sums)
 
 
-def _chunk(body: Body, kind: ir.Type, stream: Value, step: Value, *, rows: int, vectors: int) -> list[Value]:
+def _chunk(body: Body, kind: ir.Type, stream: Value, step: Value, vectors: int, ahead: Value) -> list[Value]:
     """The weights of one step along the inputs."""
     line = body.at(stream, body.mul(step, vectors * 64))
-    if rows <= _FEW:
-        # With so few rows the time goes into reading weights.
-        for vector in range(vectors):
-            body.prefetch(line, vector * 64 + _AHEAD)
+    far = body.at(line, ahead)
+    for vector in range(vectors):
+        body.prefetch(far, vector * 64)
     return [body.load(kind, line, vector * 64, align=64) for vector in range(vectors)]
 
 

@@ -101,7 +101,7 @@ class Reader:
 
 Product = Arguments(
     *("weights", "weight_scales", "bias", "chunk_bytes", "chunks", "size"),
-    *("inputs", "row_bytes", "scales", "offsets", "out", "stride", "accumulate"),
+    *("inputs", "row_bytes", "scales", "offsets", "out", "stride", "accumulate", "ahead"),
 )
 Rows = Arguments("inputs", "stride", "norm", "size", "indices_slot", "quantized", "scales", "offsets", "row_bytes")
 Rotate = Arguments("inputs", "stride", "queries", "cache", "cosines", "sines", "query_norm", "key_norm")
