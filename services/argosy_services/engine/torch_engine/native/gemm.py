@@ -56,8 +56,8 @@ class Format(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early. `scales` and `offsets` belong to
-    groups of quantized inputs, see `rows.py`."""
+    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early. `scales` and `offsets` belong
+    to groups of quantized inputs, see `rows.py`."""
 
     weights: Value
     inputs: Value
@@ -103,7 +103,9 @@ class Int8:
     def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
         """The chunk's bytes for each of the steps that stand one after another."""
         for more in range(_UNROLL):
-            yield _chunk(body, BYTES, operands.weights, body.add(start, more), self.vectors, operands.ahead)
+            yield _chunk(
+                body, BYTES, operands.weights, body.add(start, more), vectors=self.vectors, ahead=operands.ahead
+            )
 
     def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
         """What a group's sums are multiplied by, where its inputs have a scale."""
@@ -138,7 +140,7 @@ class Int4(Int8):
         lines = body.at(operands.weights, self.vectors * LANES * 2)
         for pair in range(_UNROLL // 2):
             step = body.add(body.div(start, 2), pair)
-            both = _chunk(body, BYTES, lines, step, self.vectors, operands.ahead)
+            both = _chunk(body, BYTES, lines, step, vectors=self.vectors, ahead=operands.ahead)
             yield [body.look_up(LEVELS, body.low_halves(line)) for line in both]
             yield [body.look_up(LEVELS, body.high_halves(line)) for line in both]
 
@@ -245,7 +247,7 @@ def _stream(
         totals = _values(sums)
         for more in range(_UNROLL):
             step = body.add(start, more)
-            weights = _chunk(body, kind, operands.weights, step, vectors, operands.ahead)
+            weights = _chunk(body, kind, operands.weights, step, vectors=vectors, ahead=operands.ahead)
             for row, total in enumerate(totals):
                 given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), body.mul(step, 4)))
                 totals[row] = [join(body, part, weight, given) for part, weight in zip(total, weights, strict=True)]
@@ -253,7 +255,7 @@ def _stream(
     return _values(sums)
 
 
-def _chunk(body: Body, kind: ir.Type, stream: Value, step: Value, vectors: int, ahead: Value) -> list[Value]:
+def _chunk(body: Body, kind: ir.Type, stream: Value, step: Value, *, vectors: int, ahead: Value) -> list[Value]:
     """The weights of one step along the inputs."""
     line = body.at(stream, body.mul(step, vectors * 64))
     far = body.at(line, ahead)
