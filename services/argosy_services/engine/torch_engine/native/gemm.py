@@ -35,7 +35,8 @@ ROWS = 128
 # Steps along the inputs that stand one after another in a loop.
 _UNROLL = 4
 # With so few rows the time goes into reading weights, which are asked for so many bytes ahead of their use. More rows
-# leave time to ask for the whole chunk that the thread takes next.
+# leave time to ask for the whole chunk that the thread takes next; prompts multiply each weight so often that they need
+# nothing.
 _FEW = 2
 _AHEAD = 2_048
 
@@ -56,8 +57,8 @@ class Format(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early. `scales` and `offsets` belong
-    to groups of quantized inputs, see `rows.py`."""
+    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early, none where it is None. `scales`
+    and `offsets` belong to groups of quantized inputs, see `rows.py`."""
 
     weights: Value
     inputs: Value
@@ -204,14 +205,14 @@ def emit_product(module: ir.Module, form: Format) -> None:
     column_bytes = body.mul(chunk, columns * 4)
     groups = body.mul(body.div(size, GROUP), 4)
 
-    def tile(row: Value, rows: int) -> None:
+    def tile(row: Value, rows: int, ahead: Value) -> None:
         operands = Operands(
             weights=weights,
             inputs=body.at(places["inputs"], body.mul(row, row_bytes)),
             scales=body.at(places["scales"], body.mul(row, groups)),
             offsets=body.at(places["offsets"], body.mul(row, groups)),
             size=size,
-            ahead=_AHEAD if rows <= _FEW else ahead,
+            ahead=ahead,
         )
         sums = form.multiply(body, rows, operands)
         out = body.at(places["out"], body.add(body.mul(row, stride), column_bytes))
@@ -227,12 +228,14 @@ def emit_product(module: ir.Module, form: Format) -> None:
                 body.store(value, out, offset)
 
     whole = body.sub(last, body.rem(body.sub(last, first), form.height))
-    with body.loop(first, whole, form.height) as row:
-        tile(row, form.height)
+    many = body.less(ROWS, total)
+    for condition, asked in ((many, None), (body.builder.not_(many), ahead)):
+        with body.when(condition), body.loop(first, whole, form.height) as row:
+            tile(row, form.height, asked)
     rest = body.sub(last, whole)
     for rows in range(1, form.height):
         with body.when(body.equal(rest, rows)):
-            tile(whole, rows)
+            tile(whole, rows, _AHEAD if rows <= _FEW else ahead)
     body.end()
 
 
@@ -258,9 +261,10 @@ def _stream(
 def _chunk(body: Body, kind: ir.Type, stream: Value, step: Value, *, vectors: int, ahead: Value) -> list[Value]:
     """The weights of one step along the inputs."""
     line = body.at(stream, body.mul(step, vectors * 64))
-    far = body.at(line, ahead)
-    for vector in range(vectors):
-        body.prefetch(far, vector * 64)
+    if ahead is not None:
+        far = body.at(line, ahead)
+        for vector in range(vectors):
+            body.prefetch(far, vector * 64)
     return [body.load(kind, line, vector * 64, align=64) for vector in range(vectors)]
 
 
