@@ -57,8 +57,8 @@ class Format(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early, none where it is None. `scales`
-    and `offsets` belong to groups of quantized inputs, see `rows.py`."""
+    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early, none where it is None.
+    `scales` and `offsets` belong to groups of quantized inputs, see `rows.py`."""
 
     weights: Value
     inputs: Value
