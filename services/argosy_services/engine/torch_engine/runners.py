@@ -134,6 +134,8 @@ def runs_on_gpu(settings: GenerationSettings) -> bool:
     reason = "generation.kernels is torch" if settings.kernels == "torch" else gpu.obstacle(device)
     if reason is not None and settings.quantization == "fp8":
         raise UnsupportedModelError(f"generation.quantization fp8 needs the kernels for a GPU, but {reason}")
+    if reason is not None and device.type == "cuda":
+        log.info("neither kernels nor graphs for the GPU", because=reason)
     return reason is None and settings.quantization != "int8"
 
 

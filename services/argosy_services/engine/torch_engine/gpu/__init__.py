@@ -11,6 +11,8 @@ def obstacle(device: torch.device) -> str | None:
     """Why this package does not compute on a device; None if it does."""
     if device.type != "cuda":
         return f"the device is {device}"
+    if torch.version.hip is not None:
+        return "this build of torch is for AMD GPUs"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed, which torch's builds for CUDA bring along"
     return None

@@ -13,9 +13,9 @@ from argosy_services.engine.torch_engine.config import UnsupportedModelError
 from argosy_services.engine.torch_engine.models.weights import Linear
 
 FORMAT = torch.float8_e4m3fn
-_LARGEST = torch.finfo(FORMAT).max
+LARGEST = torch.finfo(FORMAT).max
 # Numbers of a row below it become zeros.
-_LEAST = 1e-10
+LEAST = 1e-10
 # Compute capability from which on tensor cores multiply FP8: Ada Lovelace and Hopper.
 _CAPABILITY = (8, 9)
 # The products take rows of whole 16 bytes.
@@ -30,9 +30,10 @@ class Fp8Linear(Linear):
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """bfloat16 `[rows, in]` to `[rows, out]`."""
-        narrow, scales = quantize(states)
-        product = _scaled if states.device.type == "cuda" else scaled_reference
-        out = product(narrow, scales, self.weight, self.scales, states.dtype)
+        narrow, scales = _quantize_states(states)
+        out = torch._scaled_mm(
+            narrow, self.weight.T, scale_a=scales, scale_b=self.scales.T, out_dtype=states.dtype
+        )
         return out if self.bias is None else out + self.bias
 
 
@@ -50,9 +51,18 @@ def fp8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Fp8Linear:
 def quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of `values` `[rows, size]` as e4m3, and what their numbers count, float32 `[rows, 1]`."""
     wide = values.float()
-    scales = wide.abs().amax(dim=-1, keepdim=True).clamp_min(_LEAST) / _LARGEST
+    scales = wide.abs().amax(dim=-1, keepdim=True).clamp_min(LEAST) / LARGEST
     # Divided, the largest may come out a little above what e4m3 holds, and would become NaN.
-    return (wide / scales).clamp(-_LARGEST, _LARGEST).to(FORMAT), scales
+    return (wide / scales).clamp(-LARGEST, LARGEST).to(FORMAT), scales
+
+
+def _quantize_states(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if states.device.type != "cuda":
+        return quantize(states)
+    # One launch in place of eight.
+    from argosy_services.engine.torch_engine.gpu import rows
+
+    return rows.quantize(states)
 
 
 def check_device(device: torch.device) -> None:
@@ -65,16 +75,3 @@ def check_device(device: torch.device) -> None:
         raise UnsupportedModelError(
             f"{needs} or higher, {device} has {capability[0]}.{capability[1]}; use none"
         )
-
-
-def scaled_reference(
-    narrow: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """What `torch._scaled_mm` computes, in float32."""
-    return (narrow.float() @ weight.float().T * scales * weight_scales.T).to(dtype)
-
-
-def _scaled(
-    narrow: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    return torch._scaled_mm(narrow, weight.T, scale_a=scales, scale_b=weight_scales.T, out_dtype=dtype)

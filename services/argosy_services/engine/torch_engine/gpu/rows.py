@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from argosy_services.engine.torch_engine.config import Activation
+from argosy_services.engine.torch_engine.gpu import fp8
 
 _GATE_TILE = 1024
 _SQRT_2_OVER_PI = 0.7978845608028654
@@ -142,3 +143,43 @@ def _gated(
     opened = opened.to(out.dtype.element_ty).to(tl.float32)
     values = opened * tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * size + column, values.to(out.dtype.element_ty), mask=inside)
+
+
+def quantize(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of `states` `[rows, size]` in e4m3 and what their numbers count; see `fp8.quantize`."""
+    rows, size = states.shape
+    out = torch.empty(states.shape, dtype=fp8.FORMAT, device=states.device)
+    scales = torch.empty(rows, 1, dtype=torch.float32, device=states.device)
+    _quantize[(rows,)](
+        states,
+        out,
+        scales,
+        states.stride(0),
+        SIZE=size,
+        PADDED=triton.next_power_of_2(size),
+        LARGEST=fp8.LARGEST,
+        LEAST=fp8.LEAST,
+        num_warps=8,
+    )
+    return out, scales
+
+
+@triton.jit
+def _quantize(
+    states,
+    out,
+    scales,
+    row_stride,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    LARGEST: tl.constexpr,
+    LEAST: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, PADDED)
+    inside = column < SIZE
+    values = tl.load(states + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(values), axis=0), LEAST) / LARGEST
+    narrow = tl.clamp(values / scale, -LARGEST, LARGEST)
+    tl.store(out + row * SIZE + column, narrow.to(out.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -26,11 +27,24 @@ class GpuRunner:
         self._pool = pool
         self._adapters = adapters
         self._decode = decode
+        # Triton launches on the thread's current device.
+        self._device = torch.cuda.device(decoder.device) if decoder.device.type == "cuda" else nullcontext()
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
         """Computes the work, writes its keys and values, and gives the logits float32 `[rows, vocab]` that
         `wanted_rows` names. They are overwritten by the next call."""
+        with self._device:
+            return self._run(work)
+
+    def greedy(self, logits: torch.Tensor) -> torch.Tensor:
+        """The likeliest token, int64 `[rows]`."""
+        return logits.argmax(dim=-1)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
         singles = [item for item in work if item.count == 1]
         decodes = singles[: self._decode.max_rows]
         others = [*singles[len(decodes) :], *(item for item in work if item.count > 1)]
@@ -50,13 +64,6 @@ class GpuRunner:
             if len(rest):
                 parts.append(self._decoder.logits(hidden[rest]))
         return torch.cat(parts), spans
-
-    def greedy(self, logits: torch.Tensor) -> torch.Tensor:
-        """The likeliest token, int64 `[rows]`."""
-        return logits.argmax(dim=-1)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 class _Batch:
