@@ -145,7 +145,7 @@ def load_gpu(config: DecoderConfig, weights: DecoderWeights, settings: Generatio
     from argosy_services.engine.torch_engine.gpu.decode_step import DecodeStep
     from argosy_services.engine.torch_engine.gpu.decoder import GpuDecoder
     from argosy_services.engine.torch_engine.gpu.runner import GpuRunner
-    from argosy_services.engine.torch_engine.gpu.triton_kernels import TritonKernels
+    from argosy_services.engine.torch_engine.gpu.triton.kernels import TritonKernels
 
     dtype, device = weights.embeddings.dtype, weights.embeddings.device
     adapters = GpuAdapters(settings.max_adapters, settings.max_adapter_rank, config, dtype, device)
@@ -154,10 +154,12 @@ def load_gpu(config: DecoderConfig, weights: DecoderWeights, settings: Generatio
     pool = KvPool(config, blocks, settings.block_tokens, dtype, device)
     decoder = GpuDecoder(config, weights, positions, TritonKernels())
     step = DecodeStep(decoder, pool, adapters, max_rows=settings.max_batch, max_positions=positions)
+    runner = GpuRunner(decoder, pool, adapters, step)
+    runner.warm_up(step.scratch)
     with torch.cuda.device(device):
         step.capture(with_adapters=settings.max_adapters > 0)
     form = "fp8" if settings.quantization == "fp8" else str(dtype).removeprefix("torch.")
-    return Loaded(GpuRunner(decoder, pool, adapters, step), adapters, form, dtype, _count(weights))
+    return Loaded(runner, adapters, form, dtype, _count(weights))
 
 
 def _gpu_linear(settings: GenerationSettings, dtype: torch.dtype) -> LinearOf:

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from argosy_services.engine.torch_engine.gpu import low_rank, paged, rows
+from argosy_services.engine.torch_engine.gpu.triton import low_rank, paged, rows
 
 SHARED_BYTES = {89: 101_376, 90: 232_448}
 HEADS = {"SIZE": 128, "SIZE_PADDED": 128}

@@ -26,7 +26,7 @@ GPU = pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU")
 @INTERPRETED
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_answers_are_those_of_the_plain_runner(name: str) -> None:
-    from argosy_services.engine.torch_engine.gpu.triton_kernels import TritonKernels
+    from argosy_services.engine.torch_engine.gpu.triton.kernels import TritonKernels
 
     config = CONFIGS[name]
     plain, padded = Plain(config, random_weights(config)), Padded(config, random_weights(config), TritonKernels())
@@ -54,7 +54,7 @@ def test_the_kernels_compile_for_a_device_that_is_not_here(capability: int) -> N
 @GPU
 @pytest.mark.parametrize("name", CONFIGS)
 def test_captured_steps_answer_as_eager_ones_do(name: str) -> None:
-    from argosy_services.engine.torch_engine.gpu.triton_kernels import TritonKernels
+    from argosy_services.engine.torch_engine.gpu.triton.kernels import TritonKernels
 
     config, device = CONFIGS[name], torch.device("cuda")
     weights = random_weights(config, torch.bfloat16, device)
@@ -73,7 +73,7 @@ def test_captured_steps_answer_as_eager_ones_do(name: str) -> None:
 @GPU
 @pytest.mark.parametrize("linear", [Linear, fp8_linear])
 def test_float32_and_fp8_on_a_gpu_agree_with_a_cpu(linear: object) -> None:
-    from argosy_services.engine.torch_engine.gpu.triton_kernels import TritonKernels
+    from argosy_services.engine.torch_engine.gpu.triton.kernels import TritonKernels
 
     if linear is fp8_linear and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no FP8")

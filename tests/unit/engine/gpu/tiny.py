@@ -135,6 +135,7 @@ class Padded:
         decoder = GpuDecoder(config, weights, POSITIONS, kernels)
         self.step = DecodeStep(decoder, self.pool, self.adapters, max_rows=MAX_ROWS, max_positions=POSITIONS)
         self.runner = GpuRunner(decoder, self.pool, self.adapters, self.step)
+        self.runner.warm_up(self.step.scratch)
 
 
 def prompts(*lengths: int) -> list[list[int]]:

@@ -134,9 +134,7 @@ class GpuAdapters:
 class RowAdapters:
     """Adds each row's product by its slot; see `models.decoder.Adapters`."""
 
-    def __init__(
-        self, factors: dict[str, Factors], slots: torch.Tensor, ranks: torch.Tensor, kernels: Kernels
-    ) -> None:
+    def __init__(self, factors: dict[str, Factors], slots: torch.Tensor, ranks: torch.Tensor, kernels: Kernels) -> None:
         self._factors = factors
         self._slots = slots
         self._ranks = ranks

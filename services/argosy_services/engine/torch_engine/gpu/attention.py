@@ -1,4 +1,4 @@
-"""Attention over the paged cache through the kernels: for decoding rows in buffers that stay, and for pieces of prompts."""
+"""Attention over the paged cache through the kernels: of decoding rows in buffers that stay, of pieces of prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from argosy_services.engine.torch_engine.step import Work
 
 
 class DecodeAttention:
-    """One token of each sequence; see `models.decoder.Attention`. All tensors are `[rows]`, `tables` `[rows, width]`."""
+    """One token of each sequence; see `models.decoder.Attention`. Tensors are `[rows]`, `tables` `[rows, width]`."""
 
     def __init__(
         self,
@@ -76,9 +76,7 @@ def cache_of(pool: KvPool, layer: int) -> Cache:
 
 def scorings(config: DecoderConfig) -> list[Scoring]:
     """How each layer scores."""
-    return [
-        Scoring(config.attention_scale, config.attention_softcap, kind.window) for kind in config.layer_kinds
-    ]
+    return [Scoring(config.attention_scale, config.attention_softcap, kind.window) for kind in config.layer_kinds]
 
 
 def slots_of(item: Work, block_tokens: int) -> np.ndarray:

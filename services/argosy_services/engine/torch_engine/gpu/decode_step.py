@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import structlog
@@ -30,7 +31,7 @@ class DecodeStep:
     """Computes one token for each of up to `max_rows` sequences. Lives on the engine's thread.
 
     A batch is padded to the next size of `captured_sizes`. Rows of the padding are sequences of one token whose keys
-    and values go into the pool's last block, which no sequence has.
+    and values go into the pool's last block, `scratch`, which no sequence has.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class DecodeStep:
         self._pool = pool
         self._adapters = adapters
         self._sizes = captured_sizes(max_rows)
-        self._scratch = pool.keys[0].shape[1] // pool.block_tokens - 1
+        self.scratch = pool.keys[0].shape[1] // pool.block_tokens - 1
         self._inputs = _Inputs(max_rows, -(-max_positions // pool.block_tokens), decoder.device)
         self._logits = torch.empty(max_rows, decoder.config.vocab_size, device=decoder.device)
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
@@ -86,7 +87,7 @@ class DecodeStep:
                 seconds=round(time.perf_counter() - started, 1),
             )
 
-    def _captured(self, size: int, adapted: bool, memory: tuple[int, int]) -> torch.cuda.CUDAGraph:
+    def _captured(self, size: int, adapted: bool, memory: Any) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream(self._decoder.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -116,7 +117,7 @@ class DecodeStep:
 
     def _fill(self, work: Sequence[Work], slots: Sequence[int], size: int) -> None:
         block_tokens, padding = self._pool.block_tokens, size - len(work)
-        scratch = self._scratch
+        scratch = self.scratch
         positions = [item.start for item in work]
         places = [
             item.sequence.table[item.start // block_tokens] * block_tokens + item.start % block_tokens for item in work

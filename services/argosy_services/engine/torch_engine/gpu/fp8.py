@@ -1,6 +1,7 @@
-"""Projections in FP8: weights with a scale for each output, inputs with a scale for each row (Micikevicius et al., 2022).
+"""Projections in FP8: weights with a scale for each output, inputs with a scale for each row.
 
-Both are e4m3; products are summed in float32. The embeddings, the head, norms and adapters keep their type.
+Both are e4m3 (Micikevicius et al., 2022); products are summed in float32. The embeddings, the
+head, norms and adapters keep their type.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Fp8Linear(Linear):
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """bfloat16 `[rows, in]` to `[rows, out]`."""
         narrow, scales = _quantize_states(states)
-        out = torch._scaled_mm(
+        out = torch._scaled_mm(  # type: ignore[attr-defined]
             narrow, self.weight.T, scale_a=scales, scale_b=self.scales.T, out_dtype=states.dtype
         )
         return out if self.bias is None else out + self.bias
@@ -60,7 +61,7 @@ def _quantize_states(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if states.device.type != "cuda":
         return quantize(states)
     # One launch in place of eight.
-    from argosy_services.engine.torch_engine.gpu import rows
+    from argosy_services.engine.torch_engine.gpu.triton import rows
 
     return rows.quantize(states)
 
@@ -72,6 +73,4 @@ def check_device(device: torch.device) -> None:
         raise UnsupportedModelError(f"{needs} or higher, generation.device is {device}; use auto or none")
     capability = torch.cuda.get_device_capability(device)
     if capability < _CAPABILITY:
-        raise UnsupportedModelError(
-            f"{needs} or higher, {device} has {capability[0]}.{capability[1]}; use none"
-        )
+        raise UnsupportedModelError(f"{needs} or higher, {device} has {capability[0]}.{capability[1]}; use none")

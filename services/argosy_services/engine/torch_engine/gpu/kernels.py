@@ -36,8 +36,8 @@ class Prompts:
     """Pieces of prompts in one flat batch.
 
     `tables` int32 `[sequences, width]` are their blocks; `spans` int32 `[sequences, 3]` the first row of each piece in
-    the batch, its position and its tokens; `tasks` int32 `[programs, 2]` a sequence and a first query vector each, which
-    the kernels make out (`Kernels.tasks_of`).
+    the batch, its position and its tokens; `tasks` int32 `[programs, 2]` a sequence and a first query vector each, as
+    the kernels divide them (`Kernels.tasks_of`).
     """
 
     tables: torch.Tensor
@@ -71,7 +71,7 @@ class Kernels(Protocol):
     def attend_decodes(
         self, query: torch.Tensor, cache: Cache, tables: torch.Tensor, positions: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """Attends with one token of each sequence, `query` `[rows, heads, head_dim]`, whose key is in the cache already.
+        """Attends with one token of each sequence, `query` `[rows, heads, head_dim]`, whose key is in the cache.
 
         `tables` int32 `[rows, width]` are the sequences' blocks, `positions` int64 `[rows]` the tokens' places. Gives
         `[rows, heads * head_dim]`.

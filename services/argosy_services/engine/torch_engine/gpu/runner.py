@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Items
 from contextlib import nullcontext
 
 import torch
 
+from argosy_services.engine.base import Request
 from argosy_services.engine.torch_engine.gpu.adapters import GpuAdapters
 from argosy_services.engine.torch_engine.gpu.attention import PromptAttention
 from argosy_services.engine.torch_engine.gpu.decode_step import DecodeStep
 from argosy_services.engine.torch_engine.gpu.decoder import GpuDecoder
 from argosy_services.engine.torch_engine.kv_pool import KvPool
+from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import RowSpan, Work, wanted_rows
 
 
 class GpuRunner:
     """Runs the decoder over scheduled work. Lives on the engine's thread.
 
-    Items of one token go through `DecodeStep`, whatever else is in the step; pieces of prompts and guessed tokens follow
-    in one flat batch, launched operation by operation.
+    Items of one token go through `DecodeStep`, whatever else is in the step; pieces of prompts and guessed tokens
+    follow in one flat batch, launched operation by operation.
     """
 
     def __init__(self, decoder: GpuDecoder, pool: KvPool, adapters: GpuAdapters, decode: DecodeStep) -> None:
@@ -31,11 +33,17 @@ class GpuRunner:
         self._device = torch.cuda.device(decoder.device) if decoder.device.type == "cuda" else nullcontext()
 
     @torch.inference_mode()
-    def run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
+    def run(self, work: Items[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
         """Computes the work, writes its keys and values, and gives the logits float32 `[rows, vocab]` that
         `wanted_rows` names. They are overwritten by the next call."""
         with self._device:
             return self._run(work)
+
+    def warm_up(self, scratch: int) -> None:
+        """Compiles what pieces of prompts need, by one of two tokens in the block `scratch`, which no sequence has."""
+        sequence = Sequence.of(Request("warm-up", [0, 0], 1))
+        sequence.table.append(scratch)
+        self.run([Work(sequence, 0, 2)])
 
     def greedy(self, logits: torch.Tensor) -> torch.Tensor:
         """The likeliest token, int64 `[rows]`."""
@@ -44,7 +52,7 @@ class GpuRunner:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _run(self, work: Sequence[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
+    def _run(self, work: Items[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
         singles = [item for item in work if item.count == 1]
         decodes = singles[: self._decode.max_rows]
         others = [*singles[len(decodes) :], *(item for item in work if item.count > 1)]
@@ -69,7 +77,7 @@ class GpuRunner:
 class _Batch:
     """Any work in one flat batch, in its order."""
 
-    def __init__(self, decoder: GpuDecoder, pool: KvPool, adapters: GpuAdapters, work: Sequence[Work]) -> None:
+    def __init__(self, decoder: GpuDecoder, pool: KvPool, adapters: GpuAdapters, work: Items[Work]) -> None:
         self._decoder = decoder
         tokens = [token for item in work for token in item.token_ids()]
         positions = [position for item in work for position in range(item.start, item.start + item.count)]

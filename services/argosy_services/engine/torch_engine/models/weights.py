@@ -92,14 +92,14 @@ LinearOf: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 def load_weights(
     directory: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device, linear: LinearOf = Linear
 ) -> DecoderWeights:
-    """Reads every `*.safetensors` of a directory. `linear` takes each projection as it is read, so that the weights of a
+    """Reads every `*.safetensors` of a directory. `linear` takes each projection as it is read: the weights of a
     narrower format are never all there in `dtype`.
 
     Raises UnsupportedModelError for a tensor that is missing or misshapen, and for one of a layer that the
     configuration has no use for: a model with it computes something else.
     """
     with ExitStack() as stack:
-        reader = _Reader(directory, config, dtype, device, linear, stack)
+        reader = _Reader(directory, config, dtype, device, stack, linear=linear)
         embeddings = reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         head = (
             embeddings
@@ -150,8 +150,9 @@ class _Reader:
         config: DecoderConfig,
         dtype: torch.dtype,
         device: torch.device,
-        linear: LinearOf,
         stack: ExitStack,
+        *,
+        linear: LinearOf,
     ) -> None:
         self._config = config
         self._dtype = dtype

@@ -1,6 +1,7 @@
-"""Triton kernels of adapters' low-rank products, for rows that each have an adapter of their own, or none (idea: Punica,
-Chen et al., 2023)."""
+"""Adapters' low-rank products, for rows that each have an adapter of their own, or none (idea: Punica, Chen et al.,
+2023)."""
 
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch
@@ -65,7 +66,8 @@ def _shrink(
 ):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + row)
-    if slot >= 0:
+    if slot >= 0:  # noqa: SIM102
+        # Not one condition: Triton evaluates both sides of an `and`.
         if part * RANK < tl.load(ranks + slot):
             factor = part * RANK + tl.arange(0, RANK)
             source = a + slot * slot_stride + factor[:, None] * inputs

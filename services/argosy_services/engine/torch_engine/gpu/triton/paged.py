@@ -1,4 +1,4 @@
-"""Triton kernels of attention over the paged cache, for decoding rows and for pieces of prompts.
+"""Attention over the paged cache, for decoding rows and for pieces of prompts.
 
 Both walk a sequence's keys tile by tile with a running maximum, as FlashAttention does (Dao et al., 2022), find each
 token's place through the sequence's table of blocks (Kwon et al., 2023), and multiply the query heads that share a
@@ -7,6 +7,7 @@ parts together (Flash-Decoding; Dao et al., 2023). How they are split depends on
 so its result does not depend on the batch.
 """
 
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from argosy_services.engine.torch_engine.gpu.kernels import Cache, Prompts, Scoring
-from argosy_services.engine.torch_engine.gpu.rows import tanh
+from argosy_services.engine.torch_engine.gpu.triton.rows import tanh
 
 # Keys that a program multiplies at once.
 _TILE = 64
@@ -147,9 +148,7 @@ def _decode(
     member, column = tl.arange(0, GROUP_PADDED), tl.arange(0, SIZE_PADDED)
     heads = head * GROUP + member
     vectors = (member < GROUP)[:, None] & (column < SIZE)[None, :]
-    asked = tl.load(
-        query + row * row_stride + heads[:, None] * head_stride + column[None, :], mask=vectors, other=0.0
-    )
+    asked = tl.load(query + row * row_stride + heads[:, None] * head_stride + column[None, :], mask=vectors, other=0.0)
     highest = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PADDED], tl.float32)
     attended = tl.zeros([GROUP_PADDED, SIZE_PADDED], tl.float32)
@@ -232,7 +231,8 @@ def attend_prompts(query: torch.Tensor, cache: Cache, prompts: Prompts, scoring:
     return out
 
 
-@triton.jit
+# Not compiled anew for each width of tables: a request would wait for it.
+@triton.jit(do_not_specialize=["table_stride"])
 def _prompt(
     query,
     keys,

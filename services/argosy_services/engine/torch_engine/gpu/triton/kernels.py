@@ -1,10 +1,10 @@
-"""The kernels in Triton. Importing this module imports Triton, which torch's builds for CUDA bring along."""
+"""All of the kernels as one thing."""
 
 from __future__ import annotations
 
-from argosy_services.engine.torch_engine.gpu.low_rank import add_low_rank
-from argosy_services.engine.torch_engine.gpu.paged import attend_decodes, attend_prompts, tasks_of
-from argosy_services.engine.torch_engine.gpu.rows import gated, norm, rotate
+from argosy_services.engine.torch_engine.gpu.triton.low_rank import add_low_rank
+from argosy_services.engine.torch_engine.gpu.triton.paged import attend_decodes, attend_prompts, tasks_of
+from argosy_services.engine.torch_engine.gpu.triton.rows import gated, norm, rotate
 
 
 class TritonKernels:

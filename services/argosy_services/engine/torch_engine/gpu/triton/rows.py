@@ -1,9 +1,10 @@
-"""Triton kernels of what a decoder does to each row between two products: norms, rotations and gates.
+"""What a decoder does to each row between two products: norms, rotations and gates.
 
 In torch's operators these are some thirty launches a layer, which on a GPU take as long as reading the layer's weights
 does for a small batch. Everything is computed in float32 and rounded less often than `models/decoder.py` rounds.
 """
 
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch
