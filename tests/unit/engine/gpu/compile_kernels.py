@@ -1,6 +1,6 @@
-"""Compiles each kernel for a compute capability, which needs no device, for bfloat16 and heads of 128 numbers.
+"""Compiles each kernel for a compute capability, which needs no device, in bfloat16 and in float32.
 
-usage: python compile_kernels.py CAPABILITY
+usage: python compile_kernels.py CAPABILITY bf16|fp32
 
 Prints the kernels' names. Fails where one does not compile, takes more shared memory than a multiprocessor of that
 capability gives to one program.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch  # noqa: F401  Before triton, which imports it while it is half loaded.
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -19,11 +19,16 @@ from triton.compiler import ASTSource
 from argosy_services.engine.torch_engine.gpu.triton import low_rank, paged, rows
 
 SHARED_BYTES = {89: 101_376, 90: 232_448}
+# Llama 3 8B, and Gemma 2 2B whose heads are the largest that are served.
 HEADS = {"SIZE": 128, "SIZE_PADDED": 128}
-PAGED = {"CAPPED": True, "WINDOWED": True, "GROUP": 4, **HEADS, "BLOCK": 16, "TILE": paged._TILE}
+PLAIN = {"CAPPED": False, "WINDOWED": False, "GROUP": 4, **HEADS, "BLOCK": 16}
+GEMMA = {**PLAIN, "CAPPED": True, "WINDOWED": True, "GROUP": 2, "SIZE": 256, "SIZE_PADDED": 256}
+DECODE = {"GROUP_PADDED": 16, "SPLITS": paged._SPLITS}
 KERNELS: list[tuple[Any, dict[str, Any]]] = [
-    (paged._decode, {**PAGED, "GROUP_PADDED": 16, "SPLITS": paged._SPLITS}),
-    (paged._prompt, {**PAGED, "VECTORS": paged._VECTORS}),
+    (paged._decode, PLAIN | DECODE),
+    (paged._decode, GEMMA | DECODE),
+    (paged._prompt, PLAIN),
+    (paged._prompt, GEMMA),
     (paged._join, {**HEADS, "SPLITS": paged._SPLITS}),
     (rows._norm, {"SIZE": 4096, "PADDED": 4096, "OFFSET": False}),
     (rows._rotate, {"HALF": 64, "PADDED": 64}),
@@ -46,10 +51,17 @@ TYPES = {
 
 def main() -> None:
     """Compiles all of them."""
-    capability = int(sys.argv[1])
-    for kernel, constants in KERNELS:
+    capability, number = int(sys.argv[1]), sys.argv[2]
+    for kernel, fixed in KERNELS:
+        constants = dict(fixed)
+        if "GROUP" in constants:
+            dtype = torch.bfloat16 if number == "bf16" else torch.float32
+            constants["TILE"] = paged.tile(constants["SIZE_PADDED"], dtype)
+            if kernel is paged._prompt:
+                constants["VECTORS"] = paged.vectors(constants["SIZE"] * dtype.itemsize)
         names = [parameter.name for parameter in kernel.params]
         signature = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in names}
+        signature = {name: kind.replace("bf16", number) for name, kind in signature.items()}
         if kernel is rows._quantize:
             signature["out"] = "*fp8e4nv"
         source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})

@@ -37,7 +37,7 @@ class PlainKernels:
                 out[row + token] = _attend(query[row + token], cache, table, start + token, scoring)
         return out
 
-    def tasks_of(self, counts: list[int], group: int) -> list[tuple[int, int]]:
+    def tasks_of(self, counts: list[int], group: int, vector_bytes: int) -> list[tuple[int, int]]:
         return [(index, 0) for index in range(len(counts))]
 
     def add_low_rank(

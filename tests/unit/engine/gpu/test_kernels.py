@@ -143,7 +143,7 @@ def test_pieces_of_prompts(kernels: Any, dtype: torch.dtype, scoring: Scoring, s
     counts = [count for _, count in pieces]
     firsts = [sum(counts[:index]) for index in range(len(counts))]
     spans = torch.tensor([(first, *piece) for first, piece in zip(firsts, pieces, strict=True)], dtype=torch.int32)
-    tasks = torch.tensor(kernels.tasks_of(counts, heads // kv_heads), dtype=torch.int32)
+    tasks = torch.tensor(kernels.tasks_of(counts, heads // kv_heads, size * dtype.itemsize), dtype=torch.int32)
     query = draw(sum(counts), heads, size, dtype=dtype)
     expected = PlainKernels().attend_prompts(query, of, Prompts(tables, spans, tasks), scoring)
     prompts = Prompts(tables.to(DEVICE), spans.to(DEVICE), tasks.to(DEVICE))

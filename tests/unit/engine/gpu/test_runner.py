@@ -42,6 +42,8 @@ def test_sizes_of_graphs() -> None:
     assert captured_sizes(1) == [1]
     assert captured_sizes(12) == [1, 2, 4, 8, 12]
     assert captured_sizes(64) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    assert captured_sizes(300)[-4:] == [224, 240, 256, 300]
+    assert len(captured_sizes(4096)) == 47
     assert captured_sizes(100) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 100]
 
 

@@ -60,7 +60,11 @@ class PromptAttention:
         self._prompts = Prompts(
             tables=torch.from_numpy(tables).to(device),
             spans=torch.tensor(spans, dtype=torch.int32, device=device),
-            tasks=torch.tensor(kernels.tasks_of(counts, config.group), dtype=torch.int32, device=device),
+            tasks=torch.tensor(
+                kernels.tasks_of(counts, config.group, config.head_dim * pool.keys[0].itemsize),
+                dtype=torch.int32,
+                device=device,
+            ),
         )
 
     def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

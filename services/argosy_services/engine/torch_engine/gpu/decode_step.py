@@ -24,7 +24,8 @@ _WARM_UPS = 2
 
 def captured_sizes(rows: int) -> list[int]:
     """The numbers of rows that have a graph: close together where a row costs most, and `rows` itself."""
-    return sorted({size for size in (1, 2, 4, *range(8, 64, 8), *range(64, rows, 16)) if size < rows} | {rows})
+    sizes = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1024, 64), *range(1024, rows, 256))
+    return [*(size for size in sizes if size < rows), rows]
 
 
 class DecodeStep:

@@ -82,8 +82,9 @@ class Kernels(Protocol):
         """The same with `query` `[tokens, heads, head_dim]` of pieces of prompts."""
         ...
 
-    def tasks_of(self, counts: list[int], group: int) -> list[tuple[int, int]]:
-        """The `Prompts.tasks` of pieces of `counts` tokens whose key-value heads have `group` query heads each."""
+    def tasks_of(self, counts: list[int], group: int, vector_bytes: int) -> list[tuple[int, int]]:
+        """The `Prompts.tasks` of pieces of `counts` tokens whose key-value heads have `group` query heads each, of
+        `vector_bytes` bytes."""
         ...
 
     def add_low_rank(

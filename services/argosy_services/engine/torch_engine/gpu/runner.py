@@ -66,7 +66,8 @@ class GpuRunner:
             logits = self._decode.run(decodes)
             if len(first) == len(rows) == len(decodes) and batch is None:
                 return logits, spans
-            parts.append(logits[first])
+            # Indexing by a list would wait for the device.
+            parts.append(logits if len(first) == len(decodes) else logits[first])
         if batch is not None:
             hidden = batch.hidden()
             if len(rest):

@@ -17,14 +17,27 @@ import triton.language as tl
 from argosy_services.engine.torch_engine.gpu.kernels import Cache, Prompts, Scoring
 from argosy_services.engine.torch_engine.gpu.triton.rows import tanh
 
-# Keys that a program multiplies at once.
-_TILE = 64
+# Bytes of the keys that a program multiplies at once, at most; twice that with the values, and twice again while the
+# next ones are on their way, have to fit into the 99 KiB of an Ada GPU.
+_TILE_BYTES = 16 << 10
+_MOST_KEYS = 64
 # Programs that share a row's keys: with 8 key-value heads, one row fills the multiprocessors of an H100.
 _SPLITS = 16
-# Query vectors (tokens times heads of a group) of one program over a prompt.
-_VECTORS = 64
+# Query vectors (tokens times heads of a group) of one program over a prompt, and their bytes at most.
+_MOST_VECTORS = 64
+_VECTORS_BYTES = 32 << 10
 # Least sides of a matrix product in Triton.
 _LEAST = 16
+
+
+def tile(size: int, dtype: torch.dtype) -> int:
+    """Keys of `size` numbers that a program multiplies at once."""
+    return min(_MOST_KEYS, max(_LEAST, _TILE_BYTES // (size * dtype.itemsize)))
+
+
+def vectors(vector_bytes: int) -> int:
+    """Query vectors of a program over a prompt."""
+    return min(_MOST_VECTORS, max(_LEAST, triton.next_power_of_2(_VECTORS_BYTES // vector_bytes)))
 
 
 def attend_decodes(
@@ -58,7 +71,7 @@ def attend_decodes(
         SIZE=size,
         SIZE_PADDED=padded,
         BLOCK=cache.block_tokens,
-        TILE=_TILE,
+        TILE=tile(padded, query.dtype),
         SPLITS=_SPLITS,
     )
     out = torch.empty(rows, heads * size, dtype=query.dtype, device=query.device)
@@ -194,15 +207,17 @@ def _join(parts, weights, out, SIZE: tl.constexpr, SIZE_PADDED: tl.constexpr, SP
     tl.store(out + place * SIZE + column, joined.to(out.dtype.element_ty), mask=column < SIZE)
 
 
-def tasks_of(counts: list[int], group: int) -> list[tuple[int, int]]:
-    """The programs over prompts of `counts` tokens: sequence and first query vector of each."""
-    return [(index, first) for index, count in enumerate(counts) for first in range(0, count * group, _VECTORS)]
+def tasks_of(counts: list[int], group: int, vector_bytes: int) -> list[tuple[int, int]]:
+    """See `kernels.Kernels`."""
+    step = vectors(vector_bytes)
+    return [(index, first) for index, count in enumerate(counts) for first in range(0, count * group, step)]
 
 
 def attend_prompts(query: torch.Tensor, cache: Cache, prompts: Prompts, scoring: Scoring) -> torch.Tensor:
     """See `kernels.Kernels`."""
     tokens, heads, size = query.shape
     kv_heads = cache.keys.shape[0]
+    padded = max(_LEAST, triton.next_power_of_2(size))
     out = torch.empty(tokens, heads * size, dtype=query.dtype, device=query.device)
     _prompt[(len(prompts.tasks), kv_heads)](
         query,
@@ -223,10 +238,10 @@ def attend_prompts(query: torch.Tensor, cache: Cache, prompts: Prompts, scoring:
         WINDOWED=scoring.window is not None,
         GROUP=heads // kv_heads,
         SIZE=size,
-        SIZE_PADDED=max(_LEAST, triton.next_power_of_2(size)),
+        SIZE_PADDED=padded,
         BLOCK=cache.block_tokens,
-        TILE=_TILE,
-        VECTORS=_VECTORS,
+        TILE=tile(padded, query.dtype),
+        VECTORS=vectors(size * query.itemsize),
     )
     return out
 
