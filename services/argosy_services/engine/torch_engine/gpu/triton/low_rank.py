@@ -1,7 +1,6 @@
 """Adapters' low-rank products, for rows that each have an adapter of their own, or none (idea: Punica, Chen et al.,
 2023)."""
 
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

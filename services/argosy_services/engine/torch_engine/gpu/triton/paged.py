@@ -7,7 +7,6 @@ parts together (Flash-Decoding; Dao et al., 2023). How they are split depends on
 so its result does not depend on the batch.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

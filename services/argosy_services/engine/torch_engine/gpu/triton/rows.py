@@ -4,7 +4,6 @@ In torch's operators these are some thirty launches a layer, which on a GPU take
 does for a small batch. Everything is computed in float32 and rounded less often than `models/decoder.py` rounds.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch
