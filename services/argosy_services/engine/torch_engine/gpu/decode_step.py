@@ -69,17 +69,19 @@ class DecodeStep:
 
     @torch.inference_mode()
     def capture(self, *, with_adapters: bool) -> None:
-        """Captures a graph for each size, and one more for batches with adapters, whichever are loaded then.
+        """Captures a graph for each size, and one more for batches with adapters, whichever will be loaded then.
 
         The largest goes first: the graphs run one at a time and share its memory.
         """
         started = time.perf_counter()
         memory = torch.cuda.graph_pool_handle()
+        # One for all of them: cuBLAS keeps tens of megabytes for each stream that it has worked on.
+        stream = torch.cuda.Stream(self._decoder.device)
         variants = (False, True) if with_adapters else (False,)
         for done, size in enumerate(reversed(self._sizes), 1):
             self._fill((), (), size)
             for adapted in variants:
-                self._graphs[size, adapted] = self._captured(size, adapted, memory)
+                self._graphs[size, adapted] = self._captured(size, adapted, memory, stream)
             log.info(
                 "captured a decode step",
                 rows=size,
@@ -88,8 +90,7 @@ class DecodeStep:
                 seconds=round(time.perf_counter() - started, 1),
             )
 
-    def _captured(self, size: int, adapted: bool, memory: Any) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream(self._decoder.device)
+    def _captured(self, size: int, adapted: bool, memory: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
