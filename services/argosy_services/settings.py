@@ -73,14 +73,16 @@ class GenerationSettings(_Section):
         default="auto",
         description="Type of weights and cache; auto takes bfloat16 where the device computes with it natively.",
     )
-    quantization: Literal["auto", "none", "int8", "int4"] = Field(
+    quantization: Literal["auto", "none", "int8", "int4", "fp8"] = Field(
         default="auto",
         description="Format of the torch engine's weights; auto takes int8 where the processor computes with it and "
-        "dtype is auto, and costs less than 1 % of perplexity; int4 halves the memory and costs more.",
+        "dtype is auto, and costs less than 1 % of perplexity; int4 halves the memory and costs more; fp8 is for "
+        "NVIDIA GPUs from Ada and Hopper on.",
     )
     kernels: Literal["auto", "torch"] = Field(
         default="auto",
-        description="auto runs native kernels where the model and the processor fit them, torch its operators only.",
+        description="auto runs native kernels where the model and the processor fit them, and Triton's on a GPU; torch "
+        "its operators only.",
     )
     device: str = Field(default="cpu", description="Torch device.")
     threads: int = Field(default=0, ge=0, le=1024, description="Threads of a step; 0 takes one per core.")
