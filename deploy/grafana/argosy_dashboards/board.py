@@ -95,6 +95,10 @@ def _variables() -> Sequence[Any]:
         .label("Metric prefix")
         .description("Empty for pages of Argosy's own; ray_ where metrics come through Ray's agent.")
         .default_value(""),
+        dashboard.TextBoxVariable("server_hour")
+        .label("Cost of a server hour")
+        .description("What one server costs an hour, in the currency of your bill.")
+        .default_value("0.10"),
         _values("model", "Model", "label_values(${prefix}argosy_kv_blocks_total, model)"),
         _values("instance", "Instance", "label_values(${prefix}argosy_ready, instance)"),
     ]
