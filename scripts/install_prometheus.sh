@@ -6,7 +6,8 @@
 # The archive comes from the machine's own apt sources, which verify it. Exit code 3: there is no apt, or no such package.
 set -euo pipefail
 
-VERSION='2.4*'
+# Tried with Debian 12's 2.42.
+VERSION='2.*'
 
 target=$1
 if [[ -x $target/usr/bin/prometheus && -x $target/usr/bin/promtool ]]; then

@@ -1,6 +1,6 @@
 """Writes deploy/grafana/dashboards/*.json, or checks that they are what the code makes.
 
-usage: cd deploy/grafana && python -m argosy_dashboards [--check]
+usage: PYTHONPATH=deploy/grafana python -m argosy_dashboards [--check]
 """
 
 from __future__ import annotations
