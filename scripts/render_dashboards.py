@@ -148,13 +148,13 @@ def _text(value: float, unit: str) -> str:
     """A value as Grafana words it, roughly."""
     if math.isnan(value):
         return "no data"
+    number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     if unit == "percentunit":
-        return f"{value:.3g}" if value > 1000 else f"{value * 100:.3g} %"
+        return f"{value * 100:.3g} %"
     if unit == "s":
-        return f"{value * 1000:.3g} ms" if 0 < value < 1 else f"{value:.3g} s"
+        return f"{value * 1000:.3g} ms" if 0 < value < 1 else f"{number} s"
     if unit == "bytes":
         return f"{value / (1 << 20):.0f} MiB"
-    number = f"{value / 1000:.3g}k" if value >= 10_000 else f"{value:.3g}"
     return {"reqps": f"{number}/s", "ops": f"{number}/s", "currencyUSD": f"${value:.3g}"}.get(unit, number)
 
 

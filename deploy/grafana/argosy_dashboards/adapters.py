@@ -15,7 +15,7 @@ BOARD = Board(
                     "Adapters by state",
                     "How many can be used, how many are on their way, how many failed?",
                     "`argosy adapters get NAME` says why one failed. Runbook: ArgosyAdapterLoadsFail.",
-                    (Query(total("argosy_adapters", by="state"), "{{state}}"),),
+                    (Query(total("argosy_adapters", 'state!="unloaded"', by="state"), "{{state}}"),),
                     kind="stacked",
                 ),
                 Panel(

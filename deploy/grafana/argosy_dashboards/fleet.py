@@ -1,15 +1,13 @@
 """Is the fleet healthy, and how much of its error budget is left?"""
 
 from argosy_dashboards.board import Board, Panel, Row
-from argosy_dashboards.queries import FAULTS, MODEL, Query, quantile, quantiles, rate, series, total
+from argosy_dashboards.queries import FAULTS, MODEL, Query, named, quantile, quantiles, rate, series, total
 
 _WINDOWS = ("5m", "1h", "6h", "3d")
 
 
-def _burn(record: str, budget: float, by: str) -> tuple[Query, ...]:
-    return tuple(
-        Query(f"max by ({by}) ({record}{window}) / {budget}", f"{{{{{by}}}}} over {window}") for window in _WINDOWS
-    )
+def _burn(record: str, budget: float) -> tuple[Query, ...]:
+    return tuple(Query(f"max({record}{window}) / {budget}", f"over {window}") for window in _WINDOWS)
 
 
 BOARD = Board(
@@ -94,7 +92,7 @@ BOARD = Board(
                     "Calls by service",
                     "Who is busy?",
                     "A service that dropped to nothing has lost its callers or its readiness: run `argosy health`.",
-                    (Query(rate("argosy_rpc_total", by="service"), "{{service}}"),),
+                    (Query(named(rate("argosy_rpc_total", by="service")), "{{service}}"),),
                     unit="reqps",
                     kind="stacked",
                 ),
@@ -112,7 +110,7 @@ BOARD = Board(
                     "Duration of calls by service, p95",
                     "Which service became slow?",
                     "Streams last as long as their answers; for generation read the time to first token instead.",
-                    (Query(quantile(0.95, "argosy_rpc_seconds", by="service"), "{{service}}"),),
+                    (Query(named(quantile(0.95, "argosy_rpc_seconds", by="service")), "{{service}}"),),
                     unit="s",
                 ),
                 Panel(
@@ -127,7 +125,7 @@ BOARD = Board(
                     "Calls in progress",
                     "How much work is open at once?",
                     "A line that only rises is calls that do not end: compare with sequences running.",
-                    (Query(total("argosy_rpc_running", by="service"), "{{service}}"),),
+                    (Query(named(total("argosy_rpc_running", by="service")), "{{service}}"),),
                     kind="stacked",
                 ),
                 Panel(
@@ -151,18 +149,18 @@ BOARD = Board(
             (
                 Panel(
                     "Availability: burn rate",
-                    "How fast is the budget of failed calls (0.1 %) spent? At 1 it lasts exactly 30 days.",
+                    "How fast is the budget of failed calls (0.1 %) of the worst service spent? At 1 it lasts 30 days.",
                     "Above 14.4 in 1 h and 5 m somebody is paged. Runbook: ArgosyAvailabilityBudgetBurnsFast.",
-                    _burn("service:argosy_rpc_faults:ratio_rate", 0.001, "service"),
+                    _burn("service:argosy_rpc_faults:ratio_rate", 0.001),
                     width=12,
                     alarm=14.4,
                     warn=1,
                 ),
                 Panel(
                     "First token within 1 s: burn rate",
-                    "How fast is the budget of slow first tokens (1 %) spent?",
+                    "How fast is the budget of slow first tokens (1 %) of the worst model spent?",
                     "Above 14.4 in 1 h and 5 m somebody is paged. Runbook: ArgosyFirstTokenBudgetBurnsFast.",
-                    _burn("model:argosy_slow_first_tokens:ratio_rate", 0.01, "model"),
+                    _burn("model:argosy_slow_first_tokens:ratio_rate", 0.01),
                     width=12,
                     alarm=14.4,
                     warn=1,

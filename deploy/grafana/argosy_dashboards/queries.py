@@ -49,6 +49,11 @@ def mean(name: str, *matchers: str, by: str = "") -> str:
     return f"{rate(f'{name}_sum', *matchers, by=by)} / {rate(f'{name}_count', *matchers, by=by)}"
 
 
+def named(expr: str) -> str:
+    """Services by a short name: generation, where the label has argosy.api.generation.v1.GenerationService."""
+    return f'label_replace({expr}, "service", "$1", "service", "argosy[.]api[.](.+)[.]v1[.].+")'
+
+
 def quantiles(name: str, *matchers: str) -> tuple[Query, ...]:
     """Median, 95th and 99th percentile."""
     return tuple(
