@@ -53,6 +53,10 @@ def run_load(address: str, adapters: Path, seconds: float) -> None:
         argosy.Client(address, api_key=KEYS[1], timeout=60) as second,
     ):
         first.adapters.load("ships-log", adapters / GOOD)
+        # Before the crowd comes, which has some later runs refused; twice, for a counter that begins has not grown yet.
+        for _ in range(2):
+            first.agents.run("What is 17 * 23 + 4?", tools=["calculator"], temperature=0.0).result()
+            time.sleep(1.5)
         work: list[Callable[[random.Random], object]] = [
             *[lambda dice, client=client: _talk(client, dice) for client in (first, first, second) for _ in range(6)],
             lambda dice: _talk(second, dice, adapter="ships-log"),

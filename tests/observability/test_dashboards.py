@@ -31,6 +31,7 @@ QUERIES = [
 MAY_BE_ZERO = {
     "Failing": "no call fails through a fault of the fleet",
     "Availability: burn rate": "the same",
+    "Preemptions": "whether blocks run short depends on who meets whom",
 }
 ALERTS = [
     rule
