@@ -105,12 +105,14 @@ protos-check: $(VENV)/.dev ## Check that the committed stubs are those of protos
 	  || { echo "the stubs are not those of protos/: run 'make protos'" >&2; exit 1; }
 
 .PHONY: docs
-docs: $(VENV)/.dev ## Generate docs/errors.md and docs/metrics.md
+docs: $(VENV)/.dev ## Generate docs/errors.md, docs/metrics.md and the dashboards
 	$(BIN)/python scripts/generate_docs.py
+	PYTHONPATH=deploy/grafana $(BIN)/python -m argosy_dashboards
 
 .PHONY: docs-check
-docs-check: $(VENV)/.dev ## Check that the generated pages are up to date
+docs-check: $(VENV)/.dev ## Check that the generated pages and dashboards are up to date
 	$(BIN)/python scripts/generate_docs.py --check
+	PYTHONPATH=deploy/grafana $(BIN)/python -m argosy_dashboards --check
 
 .PHONY: sdk-check
 sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, fast, old dependencies
