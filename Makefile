@@ -105,12 +105,14 @@ protos-check: $(VENV)/.dev ## Check that the committed stubs are those of protos
 	  || { echo "the stubs are not those of protos/: run 'make protos'" >&2; exit 1; }
 
 .PHONY: docs
-docs: $(VENV)/.dev ## Generate docs/errors.md and docs/metrics.md
+docs: $(VENV)/.dev ## Generate docs/errors.md, docs/metrics.md and what the chart takes from the code
 	$(BIN)/python scripts/generate_docs.py
+	$(BIN)/python scripts/generate_chart.py
 
 .PHONY: docs-check
 docs-check: $(VENV)/.dev ## Check that the generated pages are up to date
 	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python scripts/generate_chart.py --check
 
 .PHONY: sdk-check
 sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, fast, old dependencies
@@ -118,7 +120,7 @@ sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, f
 
 .PHONY: clean
 clean: ## Remove the environment and everything else that was made here
-	rm -rf $(VENV) .peers .demo demo-server.log .import_linter_cache build dist
+	rm -rf $(VENV) .peers .tools .demo demo-server.log .import_linter_cache build dist
 	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache -o -name .hypothesis | xargs rm -rf
 
 # Torch first and held in place: whichever build it is, no other requirement may replace it by another one.
