@@ -53,7 +53,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "argosy.image" -}}
 {{- $root := index . 0 }}
 {{- $image := merge (deepCopy (index . 1)) (omit $root.Values.image "tag") }}
-{{- $own := or (hasKey (index . 1) "variant") (hasKey (index . 1) "repository") }}
+{{- /* A tag belongs to the repository and the variant that it was given with. */}}
+{{- $own := or (ne $image.variant $root.Values.image.variant) (ne $image.repository $root.Values.image.repository) }}
 {{- $tag := or $image.tag (ternary "" $root.Values.image.tag $own) (printf "%s-%s" $root.Chart.AppVersion $image.variant) }}
 {{- printf "%s:%s" $image.repository $tag }}
 {{- end }}

@@ -116,7 +116,7 @@ checksum/tls: {{ print .Values.tls.certificate .Values.tls.key | sha256sum }}
 {{- with $root }}
 {{- if .Values.models.pull }}
 - name: pull-models
-  image: {{ index $ 1 }}
+  image: {{ include "argosy.image" (list . .Values.models.image) }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [argosy, models, pull, {{ join ", " (include "argosy.models" . | fromJsonArray) }}]
   env:
