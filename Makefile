@@ -76,12 +76,13 @@ soak-engine: $(VENV)/.dev ## 20 minutes of random work for one engine: nothing i
 	$(BIN)/python bench/soak_engine.py 20
 
 .PHONY: lint
-lint: $(VENV)/.dev ## Check form, imports between layers, and protos
+lint: $(VENV)/.dev ## Check form, imports between layers, protos, and the Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/hadolint --config .hadolint.yaml deploy/docker/Dockerfile
 
 .PHONY: format
 format: $(VENV)/.dev ## Bring code and protos into form
