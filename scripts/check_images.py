@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,16 +143,12 @@ class Builder:
         inside(built, ["/bin/bash", "-o", "pipefail", "-c", command], mounts, arguments)
 
     def _copy_in(self, built: Built, sources: list[str], target: str) -> None:
-        place = (
-            built.directory / built.facts.get("WORKDIR", "/")[1:] / target
-            if target[0] != "/"
-            else built.directory / target[1:]
-        )
+        place = built.directory / (Path(built.facts.get("WORKDIR", "/")) / target).relative_to("/")
+        (place if target.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
         for source in (ROOT / name for name in sources):
             if source.is_dir():
                 shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
             else:
-                place.mkdir(parents=True, exist_ok=True) if target.endswith("/") else None
                 shutil.copy(source, place)
 
     def _expanded(self, text: str, values: dict[str, str]) -> str:
@@ -162,7 +158,7 @@ class Builder:
 def inside(
     built: Built,
     command: list[str],
-    mounts: list[tuple[Path, str]] = (),
+    mounts: Sequence[tuple[Path, str]] = (),
     more: dict[str, str] | None = None,
     user: str = "0:0",
 ) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
 from .conftest import CHART, ROOT, Manifest, Render, of_kind, pod_templates
 
@@ -121,6 +122,32 @@ def test_what_monitors_ask_for_is_there(manifests: Render, case: Path) -> None:
         assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= services
     for monitor in of_kind(found, "PodMonitor"):
         assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= pods
+
+
+def test_every_dashboard_comes_in_a_config_map(manifests: Render) -> None:
+    files = {file.name: file.read_text() for file in (CHART / "files/dashboards").glob("*.json")}
+    found = of_kind(manifests(CHART / "ci/ray-cpu-values.yaml"), "ConfigMap")
+    brought = {
+        name: text
+        for each in found
+        if "grafana_dashboard" in each["metadata"]["labels"]
+        for name, text in each["data"].items()
+    }
+    assert {name: text.strip() for name, text in brought.items()} == {
+        name: text.strip() for name, text in files.items()
+    }
+
+
+def test_rules_come_as_they_are_or_are_missed_by_name(helm: Callable[..., Any]) -> None:
+    rules = CHART / "files/rules.yaml"
+    case = CHART / "ci/minimal-values.yaml"
+    done = helm("template", "fleet", CHART, "--values", case, "--set", "metrics.prometheusRule.enabled=true")
+    if not rules.is_file():
+        assert "files/rules.yaml" in done.stderr
+        return
+    (rule,) = of_kind([each for each in yaml.safe_load_all(done.stdout) if each], "PrometheusRule")
+    assert rule["spec"]["groups"] == yaml.safe_load(rules.read_text())["groups"]
+    jsonschema.Draft202012Validator(_schemas()["PrometheusRule"]["v1"]).validate(rule)
 
 
 @functools.cache

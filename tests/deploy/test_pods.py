@@ -76,14 +76,37 @@ def test_every_container_says_what_it_needs(pods: list[tuple[str, Manifest]]) ->
             assert "memory" in container["resources"]["limits"]
 
 
-def test_probes_ask_ports_that_are_open(pods: list[tuple[str, Manifest]]) -> None:
+def test_probes_ask_the_ports_that_servers_have(pods: list[tuple[str, Manifest]]) -> None:
+    # Ray's agent has its port on every node; the others are named by what they are for.
+    expected = {
+        "server": ("grpc", "grpc", "grpc"),
+        "head": ("dashboard", "dashboard", "dashboard"),
+        "worker": (52365, "http", 52365),
+    }
     for name, template in pods:
         container = template["spec"]["containers"][0]
-        # Ray's agent on each node, which is no port of ours.
-        ports: set[Any] = {52365, "50051"}
-        ports |= {port[key] for port in container["ports"] for key in ("name", "containerPort")}
-        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert _asked(container[kind]) in ports, (name, kind)
+        names = {port["containerPort"]: port["name"] for port in container["ports"]}
+        asked = [_asked(container[kind]) for kind in ("startupProbe", "readinessProbe", "livenessProbe")]
+        told = tuple(names.get(port, port) for port in asked)
+        assert told == expected.get(name, expected["worker"]), name
+
+
+def test_ports_are_those_that_servers_listen_on(manifests: Render, case: Path) -> None:
+    found = manifests(case)
+    for name, template in pod_templates(found):
+        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        if name == "server":
+            settings = yaml.safe_load(_config(found)["settings.yaml"])
+            assert ports == {"grpc": settings["port"], "metrics": settings["metrics_port"]}
+        elif name != "head":
+            (service,) = of_kind(found, "RayService")
+            told = json.loads(service["spec"]["serveConfigV2"])
+            assert ports["grpc"] == told["grpc_options"]["port"]
+            assert ports["http"] == told["http_options"]["port"]
+            (port,) = service["spec"]["serveService"]["spec"]["ports"]
+            # Another name, or one that the head has too, and KubeRay takes another port.
+            assert port == {"name": "serve", "port": ports["grpc"]}
+            assert ports.get("proxy-metrics", 9101) == Settings().cluster.haproxy_metrics_port
 
 
 def test_a_server_that_speaks_tls_is_not_probed_without(pods: list[tuple[str, Manifest]], case: Path) -> None:
@@ -220,7 +243,7 @@ def _env(container: Manifest) -> dict[str, Manifest]:
 
 def _asked(probe: Manifest) -> int | str:
     if "exec" in probe:
-        return probe["exec"]["command"][-1]
+        return int(probe["exec"]["command"][-1])
     return (probe.get("grpc") or probe["httpGet"])["port"]
 
 
