@@ -76,12 +76,13 @@ soak-engine: $(VENV)/.dev ## 20 minutes of random work for one engine: nothing i
 	$(BIN)/python bench/soak_engine.py 20
 
 .PHONY: lint
-lint: $(VENV)/.dev ## Check form, imports between layers, and protos
+lint: $(VENV)/.dev ## Check form, imports between layers, protos, and the Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/hadolint --config .hadolint.yaml deploy/docker/Dockerfile
 
 .PHONY: format
 format: $(VENV)/.dev ## Bring code and protos into form
@@ -105,14 +106,16 @@ protos-check: $(VENV)/.dev ## Check that the committed stubs are those of protos
 	  || { echo "the stubs are not those of protos/: run 'make protos'" >&2; exit 1; }
 
 .PHONY: docs
-docs: $(VENV)/.dev ## Generate docs/errors.md, docs/metrics.md and the dashboards
+docs: $(VENV)/.dev ## Generate docs/errors.md, docs/metrics.md, the dashboards, and what the chart takes from the code
 	$(BIN)/python scripts/generate_docs.py
 	PYTHONPATH=deploy/grafana $(BIN)/python -m argosy_dashboards
+	$(BIN)/python scripts/generate_chart.py
 
 .PHONY: docs-check
 docs-check: $(VENV)/.dev ## Check that the generated pages and dashboards are up to date
 	$(BIN)/python scripts/generate_docs.py --check
 	PYTHONPATH=deploy/grafana $(BIN)/python -m argosy_dashboards --check
+	$(BIN)/python scripts/generate_chart.py --check
 
 .PHONY: sdk-check
 sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, fast, old dependencies
@@ -120,7 +123,7 @@ sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, f
 
 .PHONY: clean
 clean: ## Remove the environment and everything else that was made here
-	rm -rf $(VENV) .peers .demo demo-server.log .import_linter_cache build dist
+	rm -rf $(VENV) .peers .tools .demo demo-server.log .import_linter_cache build dist
 	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache -o -name .hypothesis | xargs rm -rf
 
 # Torch first and held in place: whichever build it is, no other requirement may replace it by another one.
