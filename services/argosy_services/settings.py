@@ -120,6 +120,9 @@ class GenerationSettings(_Section):
         default="", description="A smaller model with the same tokenizer that guesses tokens; a name or a source URI."
     )
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
+    adapter_memory_bytes: int = Field(
+        default=1 << 30, ge=0, description="Most bytes of adapters that are kept in memory beside those in the engine."
+    )
     max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
 
     @model_validator(mode="after")

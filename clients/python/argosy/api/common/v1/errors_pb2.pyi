@@ -46,6 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such adapter here. Metadata: adapter."""
     ERROR_REASON_TOOL_NOT_FOUND: _ErrorReason.ValueType  # 22
     """NOT_FOUND: no such tool here. Metadata: tool."""
+    ERROR_REASON_ALIAS_NOT_FOUND: _ErrorReason.ValueType  # 23
+    """NOT_FOUND: no such alias of adapters here. Metadata: alias."""
     ERROR_REASON_ADAPTER_EXISTS: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
     ERROR_REASON_ADAPTER_NOT_READY: _ErrorReason.ValueType  # 40
@@ -58,6 +60,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
+    ERROR_REASON_ADAPTER_IN_USE: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
+    ERROR_REASON_NOTHING_TO_ROLL_BACK: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
     RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
@@ -118,6 +124,8 @@ ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 21
 """NOT_FOUND: no such adapter here. Metadata: adapter."""
 ERROR_REASON_TOOL_NOT_FOUND: ErrorReason.ValueType  # 22
 """NOT_FOUND: no such tool here. Metadata: tool."""
+ERROR_REASON_ALIAS_NOT_FOUND: ErrorReason.ValueType  # 23
+"""NOT_FOUND: no such alias of adapters here. Metadata: alias."""
 ERROR_REASON_ADAPTER_EXISTS: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
 ERROR_REASON_ADAPTER_NOT_READY: ErrorReason.ValueType  # 40
@@ -130,6 +138,10 @@ ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
+ERROR_REASON_ADAPTER_IN_USE: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
+ERROR_REASON_NOTHING_TO_ROLL_BACK: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
 RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
