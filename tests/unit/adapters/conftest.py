@@ -148,19 +148,21 @@ def nothing_leaks(tmp_path: Path, engine: ScriptedEngine) -> Iterator[None]:
     assert metrics.ADAPTER_LEASES._value.get() == leases
 
 
-Start = Callable[[], AbstractAsyncContextManager[AdaptersService]]
+Start = Callable[..., AbstractAsyncContextManager[AdaptersService]]
 
 
 @pytest.fixture
 def start_service(tmp_path: Path, engine: ScriptedEngine, nothing_leaks: None) -> Start:
     """Starts services that accept adapters below the test's directory, for models "small" (the default) and "other".
     All have one database and one cache: those that run together are replicas, those that follow each other restarts.
+    `replica` gives it an engine of its own.
     """
 
     @asynccontextmanager
-    async def start() -> AsyncIterator[AdaptersService]:
+    async def start(*, replica: bool = False) -> AsyncIterator[AdaptersService]:
+        host = ScriptedEngine() if replica else engine
         database = Database(f"sqlite:///{tmp_path / 'argosy.db'}")
-        tiers = AdapterTiers(engine, slots=16, memory_bytes=1 << 20)  # type: ignore[arg-type]
+        tiers = AdapterTiers(host, slots=16, memory_bytes=1 << 20)  # type: ignore[arg-type]
         service = AdaptersService(
             {"small": tiers, "other": tiers},
             database,
