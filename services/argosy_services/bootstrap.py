@@ -160,7 +160,7 @@ def make_adapters(settings: Settings, residences: Mapping[str, Residence], datab
         database,
         roots=settings.adapter_roots,
         max_size_bytes=settings.adapters.max_size_bytes,
-        directory=settings.data_dir / "adapter-cache",
+        directory=settings.adapters.cache_dir or settings.data_dir / "adapter-cache",
     )
 
 

@@ -169,6 +169,10 @@ class AdapterSettings(_Section):
         description="Directories below which file:// sources are accepted; the data directory's adapters/ always is.",
         json_schema_extra=_LIVE,
     )
+    cache_dir: Path | None = Field(
+        default=None,
+        description="Where the files of loaded adapters are kept; unset takes adapter-cache in the data directory.",
+    )
     max_size_bytes: int = Field(
         default=1 << 30, ge=1, description="Largest adapter directory that is accepted.", json_schema_extra=_LIVE
     )

@@ -25,9 +25,11 @@ class AliasStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def set_alias(self, name: str, targets: Sequence[AliasTarget], operation: Operation | None) -> AliasRecord:
+    async def set_alias(
+        self, name: str, targets: Sequence[AliasTarget], expected: int | None, operation: Operation | None
+    ) -> AliasRecord:
         """Points an alias at weighted versions; what it meant before can be returned to. Raises ADAPTER_NOT_READY where
-        a version belongs to no wanted adapter.
+        a version belongs to no wanted adapter, and ALIAS_CHANGED unless it has the `expected` revision, 0 for none.
         """
 
         def point(connection: Connection) -> int:
@@ -35,6 +37,15 @@ class AliasStore:
             parent = connection.execute(
                 text("SELECT revision FROM aliases WHERE name = :name"), {"name": name}
             ).scalar()
+            if expected is not None and expected != (parent or 0):
+                raise ArgosyError(
+                    Reason.ALIAS_CHANGED,
+                    f"alias '{name}' has revision {parent or 0}, not {expected}: somebody else has set it; look at it "
+                    "and set it again",
+                    alias=name,
+                    expected=expected,
+                    value=parent or 0,
+                )
             revision = connection.execute(
                 text(
                     "INSERT INTO alias_revisions (alias, parent, targets, created) "

@@ -23,6 +23,7 @@ from argosy_services.adapters.registry import AdapterRegistry, failure_of
 from argosy_services.adapters.sources import AdapterSources, FetchCancelled
 from argosy_services.adapters.store import AdapterStore
 from argosy_services.adapters.types import AdapterState, Failure
+from argosy_services.adapters.uploads import Uploads, version_of
 from argosy_services.adapters.waiting import to_end
 from argosy_services.engine.base import AdapterWeights
 from argosy_services.errors import ArgosyError, Reason
@@ -41,12 +42,18 @@ class Carrier:
     """Carries lives from PENDING to their final state. Lives on one event loop's thread."""
 
     def __init__(
-        self, registry: AdapterRegistry, store: AdapterStore, sources: AdapterSources, cache: AdapterCache
+        self,
+        registry: AdapterRegistry,
+        store: AdapterStore,
+        sources: AdapterSources,
+        uploads: Uploads,
+        cache: AdapterCache,
     ) -> None:
         self.sources = sources
         self.kept: KeptFiles | None = None
         self._registry = registry
         self._store = store
+        self._uploads = uploads
         self._cache = cache
         self._line = Line(_AT_ONCE)
         self._copiers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="adapter-files")
@@ -102,14 +109,21 @@ class Carrier:
         kept, number = self._kept(), life.wanted.number
         if await self._do(kept.path(number).exists):
             return kept.path(number)
-        source = await self._do(lambda: self.sources.resolve(life.wanted.source))
         staging = await self._do(self._cache.new_directory)
         try:
-            await self._do(lambda: self.sources.fetch(source, staging, life.cancelled))
+            await self._do(lambda: self._fetch(life, staging))
         except BaseException:
             await self._do(lambda: self._cache.remove(staging))
             raise
         return await self._do(lambda: kept.keep(staging, number))
+
+    def _fetch(self, life: Life, target: Path) -> None:
+        uploaded = version_of(life.wanted.source)
+        if uploaded is not None:
+            self._uploads.fetch(uploaded, target, life.cancelled)
+        else:
+            sources = self.sources
+            sources.fetch(sources.resolve(life.wanted.source), target, life.cancelled)
 
     async def _settle(self, life: Life, version: str) -> None:
         """Agrees with the other replicas on which version this is."""

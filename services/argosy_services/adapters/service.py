@@ -26,6 +26,7 @@ from argosy_services.adapters.sources import AdapterSources
 from argosy_services.adapters.store import AdapterStore, Picture, Wanted
 from argosy_services.adapters.tables import Operation
 from argosy_services.adapters.types import COMING, FINAL, SETTLED, AdapterRecord, AdapterState, AliasRecord, AliasTarget
+from argosy_services.adapters.uploads import Part, Upload, Uploads, version_of
 from argosy_services.adapters.watch import WatchEvent, watch
 from argosy_services.errors import ArgosyError, Reason, adapter_not_found, invalid_field, model_not_found
 from argosy_services.generation.ports import Lease
@@ -71,7 +72,9 @@ class AdaptersService:
         self._store = AdapterStore(database)
         self._alias_store = AliasStore(database)
         self._aliases = Aliases()
-        self._carrier = Carrier(self._registry, self._store, AdapterSources(roots, max_size_bytes), self._cache)
+        self._uploads = Uploads(database)
+        sources = AdapterSources(roots, max_size_bytes)
+        self._carrier = Carrier(self._registry, self._store, sources, self._uploads, self._cache)
         self._lives: dict[str, Life] = {}
         # Held while something is changed in the store and here: a picture from before it must not undo it.
         self._sync = asyncio.Lock()
@@ -129,11 +132,12 @@ class AdaptersService:
         if not _NAME.fullmatch(name):
             raise invalid_field("name", f"must be {_NAME_FORM}", limit=_NAME_FORM, value=name)
         base_model, _ = self._residence(base_model)
-        place = await asyncio.to_thread(self._carrier.sources.resolve, source)
-        operation = _operation(tenant, request_id, f"load {name} {place.uri} {base_model}")
+        if version_of(source) is None:
+            source = (await asyncio.to_thread(self._carrier.sources.resolve, source)).uri
+        operation = _operation(tenant, request_id, f"load {name} {source} {base_model}")
         async with self._sync:
             self._check_room(name)
-            wanted = await self._store.want(Wanted(0, name, place.uri, base_model, pinned), operation)
+            wanted = await self._store.want(Wanted(0, name, source, base_model, pinned), operation)
             self._picture = None
             # A call that is repeated after the adapter has left does not bring it back.
             adapter = self._registry.get(name) if wanted.leaving else self._take_up(wanted)
@@ -163,6 +167,10 @@ class AdaptersService:
                 self._carrier.dismiss(life, drain_s)
             return self._registry.picture(adapter)
 
+    async def upload(self, part: Part) -> Upload:
+        """Takes a part of an adapter that a caller sends; see `Uploads.take`."""
+        return await self._uploads.take(part, self._carrier.sources.max_size_bytes)
+
     def get(self, name: str) -> AdapterRecord:
         """One adapter as it is. Raises ADAPTER_NOT_FOUND."""
         return self._registry.picture(self._registry.get(name))
@@ -178,11 +186,18 @@ class AdaptersService:
         return watch(self._registry, names, until_settled=until_settled)
 
     async def set_alias(
-        self, alias: str, targets: Mapping[str, int], *, tenant: str = "", request_id: str = ""
+        self,
+        alias: str,
+        targets: Mapping[str, int],
+        *,
+        expected: int | None = None,
+        tenant: str = "",
+        request_id: str = "",
     ) -> AliasRecord:
         """Points an alias at adapters, by name or version, with their weights. Requests that come later go by it.
 
-        Raises INVALID_FIELD, ADAPTER_NOT_FOUND, ADAPTER_NOT_READY and STORE_UNAVAILABLE.
+        `expected` is the revision that it must have, 0 where it must not be set. Raises INVALID_FIELD,
+        ADAPTER_NOT_FOUND, ADAPTER_NOT_READY, ALIAS_CHANGED and STORE_UNAVAILABLE.
         """
         _check_alias(alias)
         _check_weights(targets)
@@ -191,7 +206,7 @@ class AdaptersService:
             raise invalid_field("targets", "name one version twice", limit="each once", value=", ".join(targets))
         said = " ".join(f"{target.version}:{target.weight}" for target in chosen)
         operation = _operation(tenant, request_id, f"set {alias} {said}")
-        return await self._change_alias(self._alias_store.set_alias(alias, chosen, operation))
+        return await self._change_alias(self._alias_store.set_alias(alias, chosen, expected, operation))
 
     async def roll_back(self, alias: str, *, tenant: str = "", request_id: str = "") -> AliasRecord:
         """Has an alias mean again what it meant before it was last set. Raises ALIAS_NOT_FOUND, NOTHING_TO_ROLL_BACK,

@@ -10,6 +10,7 @@ from argosy.api.adapters.v1 import adapters_service_pb2 as pb
 from argosy_services.adapters.convert import read_seconds, write_adapter, write_alias
 from argosy_services.adapters.service import DEFAULT_DRAIN_S, MAX_TARGETS, AdaptersService
 from argosy_services.adapters.types import AdapterRecord
+from argosy_services.adapters.uploads import Part
 from argosy_services.errors import invalid_field
 from argosy_services.rpc import validate
 from argosy_services.rpc.auth import Authenticator
@@ -69,13 +70,21 @@ class AdaptersServicer:
                 else:
                     yield pb.WatchAdaptersResponse(snapshot_complete=pb.SnapshotComplete(revision=event.revision))
 
+    @unary(pb.UploadAdapterResponse)
+    async def UploadAdapter(self, request: pb.UploadAdapterRequest, call: Call) -> pb.UploadAdapterResponse:
+        upload = await self._service.upload(
+            Part(request.version, request.config_bytes, request.weights_bytes, request.offset, request.data)
+        )
+        return pb.UploadAdapterResponse(received_bytes=upload.received, source=upload.source or "")
+
     @unary(pb.SetAliasResponse)
     async def SetAlias(self, request: pb.SetAliasRequest, call: Call) -> pb.SetAliasResponse:
         validate.count("targets", len(request.targets), limit=MAX_TARGETS)
         targets = {choice.adapter: choice.weight for choice in request.targets}
         if len(targets) < len(request.targets):
             raise invalid_field("targets", "name one adapter twice", limit="each once", value=len(request.targets))
-        record = await self._service.set_alias(_name(request.name), targets, **_sender(call))
+        expected = request.expected_revision if request.HasField("expected_revision") else None
+        record = await self._service.set_alias(_name(request.name), targets, expected=expected, **_sender(call))
         return pb.SetAliasResponse(alias=write_alias(record))
 
     @unary(pb.RollbackAliasResponse)

@@ -45,7 +45,7 @@ class AdapterSources:
 
     def __init__(self, roots: Sequence[Path], max_size_bytes: int) -> None:
         self._roots = tuple(roots)
-        self._max_size_bytes = max_size_bytes
+        self.max_size_bytes = max_size_bytes
 
     def resolve(self, source: str) -> SourceDirectory:
         """The directory that a source means. Looks at the file system, so it blocks.
@@ -73,7 +73,7 @@ class AdapterSources:
         Raises ADAPTER_INVALID where files are missing, no regular files or too large, and FetchCancelled.
         """
         with _opened(source) as directory:
-            left = self._max_size_bytes
+            left = self.max_size_bytes
             for name in FILES:
                 with _opened_file(directory, name) as file:
                     left -= self._copy(file, target / name, left, cancelled)
@@ -87,7 +87,7 @@ class AdapterSources:
                     raise FetchCancelled
                 copied += len(chunk)
                 if copied > left:
-                    raise _invalid(f"the adapter has more than {self._max_size_bytes} bytes, the largest that is taken")
+                    raise _invalid(f"the adapter has more than {self.max_size_bytes} bytes, the largest that is taken")
                 out.write(chunk)
         return copied
 

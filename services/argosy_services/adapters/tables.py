@@ -45,6 +45,20 @@ SCHEMA = Schema(
           created TEXT NOT NULL,
           PRIMARY KEY (tenant, request_id)
         );
+        CREATE TABLE adapter_uploads (
+          version TEXT PRIMARY KEY,
+          config_bytes BIGINT NOT NULL,
+          weights_bytes BIGINT NOT NULL,
+          received BIGINT NOT NULL,
+          complete INTEGER NOT NULL,
+          touched TEXT NOT NULL
+        );
+        CREATE TABLE adapter_blobs (
+          version TEXT NOT NULL,
+          place BIGINT NOT NULL,
+          data {bytes} NOT NULL,
+          PRIMARY KEY (version, place)
+        );
         CREATE TABLE adapter_changes (number BIGINT NOT NULL, identity TEXT NOT NULL);
         INSERT INTO adapter_changes VALUES (0, '')
         """,
@@ -65,6 +79,7 @@ class Operation:
 
 
 def change(connection: Connection) -> int:
+    """The number of the last change."""
     return connection.execute(text("SELECT number FROM adapter_changes")).scalar_one()
 
 
@@ -77,6 +92,7 @@ def identify(connection: Connection) -> str:
 
 
 def count_change(connection: Connection) -> None:
+    """Lets replicas see that something has changed."""
     connection.execute(text("UPDATE adapter_changes SET number = number + 1"))
 
 
@@ -98,6 +114,7 @@ def done(connection: Connection, operation: Operation | None) -> int | None:
 
 
 def note(connection: Connection, operation: Operation | None, result: int) -> None:
+    """Remembers what an operation resulted in."""
     if operation is None:
         return
     connection.execute(
@@ -116,10 +133,20 @@ def note(connection: Connection, operation: Operation | None, result: int) -> No
 
 
 def forget_old(connection: Connection) -> None:
+    """Forgets what nobody has asked for in a day: operations, adapters that left, and uploads that nothing came of."""
     limit = {"limit": (datetime.now(UTC) - _MEMORY).isoformat()}
     connection.execute(text("DELETE FROM adapter_operations WHERE created < :limit"), limit)
     connection.execute(text("DELETE FROM adapters WHERE wanted = 0 AND created < :limit"), limit)
+    connection.execute(
+        text(
+            "DELETE FROM adapter_uploads WHERE touched < :limit "
+            "AND 'upload://' || version NOT IN (SELECT source FROM adapters WHERE wanted = 1)"
+        ),
+        limit,
+    )
+    connection.execute(text("DELETE FROM adapter_blobs WHERE version NOT IN (SELECT version FROM adapter_uploads)"))
 
 
 def now() -> str:
+    """The time, as it is stored."""
     return datetime.now(UTC).isoformat()

@@ -36,6 +36,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.WRONG_BASE_MODEL: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.ADAPTER_IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.NOTHING_TO_ROLL_BACK: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.ALIAS_CHANGED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.TOKENIZER_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.CHAT_TEMPLATE_MISSING: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -33,7 +33,9 @@ class LoadAdapterRequest(_message.Message):
     name: _builtins.str
     """Name that requests will use; see Adapter.name for its form. Required."""
     source: _builtins.str
-    """Where its files are: `file://` and an absolute directory below one of the server's adapter roots. Required."""
+    """Where its files are: `file://` and an absolute directory below one of the server's adapter roots, or what
+    UploadAdapter answered. Required.
+    """
     base_model: _builtins.str
     """Name of the served model that it changes. Empty means the default generation model."""
     pinned: _builtins.bool
@@ -349,8 +351,13 @@ class SetAliasRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The alias; see Alias.name for its form. Required."""
+    expected_revision: _builtins.int
+    """The revision that the alias must have, so that two callers do not undo each other's change: with another one it is
+    FAILED_PRECONDITION (ALIAS_CHANGED). 0: it must not be set. Unset: whatever it is.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasChoice]:
         """The adapters that shall answer for it, of different versions. 1 to 16 of them, one at least with a weight above 0."""
@@ -360,12 +367,15 @@ class SetAliasRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         targets: _abc.Iterable[Global___AliasChoice] | None = ...,
+        expected_revision: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "name", b"name", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
 
 Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
 
@@ -584,3 +594,67 @@ class DeleteAliasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015
+
+@_typing.final
+class UploadAdapterRequest(_message.Message):
+    """A part of an adapter: of the bytes of its adapter_config.json followed by those of its adapter_model.safetensors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONFIG_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """SHA-256 over all of these bytes, lower-case hexadecimal. Required."""
+    config_bytes: _builtins.int
+    """Bytes of adapter_config.json, 1 to 1 MiB."""
+    weights_bytes: _builtins.int
+    """Bytes of adapter_model.safetensors. Both together are bounded by the server's setting adapters.max_size_bytes."""
+    offset: _builtins.int
+    """Where `data` begins. A part that does not begin where those before it ended changes nothing."""
+    data: _builtins.bytes
+    """The bytes, at most 4 MiB. None: nothing is changed, and the answer tells where to go on."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        config_bytes: _builtins.int = ...,
+        weights_bytes: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_bytes", b"config_bytes", "data", b"data", "offset", b"offset", "version", b"version", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadAdapterRequest: _TypeAlias = UploadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UploadAdapterResponse(_message.Message):
+    """How far the upload is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    received_bytes: _builtins.int
+    """Bytes that are here; the next part begins there."""
+    source: _builtins.str
+    """What LoadAdapter takes as its source. Empty until all is here."""
+    def __init__(
+        self,
+        *,
+        received_bytes: _builtins.int = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_bytes", b"received_bytes", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadAdapterResponse: _TypeAlias = UploadAdapterResponse  # noqa: Y015

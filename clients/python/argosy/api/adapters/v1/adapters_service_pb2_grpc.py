@@ -67,6 +67,11 @@ class AdaptersServiceStub(object):
                 request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersRequest.SerializeToString,
                 response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersResponse.FromString,
                 _registered_method=True)
+        self.UploadAdapter = channel.unary_unary(
+                '/argosy.api.adapters.v1.AdaptersService/UploadAdapter',
+                request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterResponse.FromString,
+                _registered_method=True)
         self.SetAlias = channel.unary_unary(
                 '/argosy.api.adapters.v1.AdaptersService/SetAlias',
                 request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.SetAliasRequest.SerializeToString,
@@ -146,6 +151,16 @@ class AdaptersServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadAdapter(self, request, context):
+        """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+        connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+        (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+        (ADAPTER_INVALID) where the whole does not have its digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetAlias(self, request, context):
         """Gives an alias its meaning, in one step: each request that comes later goes by it, running ones end as they began.
         Another server takes it over as soon as every version of it is ready there. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)
@@ -212,6 +227,11 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
                     servicer.WatchAdapters,
                     request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersRequest.FromString,
                     response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersResponse.SerializeToString,
+            ),
+            'UploadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadAdapter,
+                    request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterResponse.SerializeToString,
             ),
             'SetAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.SetAlias,
@@ -382,6 +402,33 @@ class AdaptersService(object):
             '/argosy.api.adapters.v1.AdaptersService/WatchAdapters',
             argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersRequest.SerializeToString,
             argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.adapters.v1.AdaptersService/UploadAdapter',
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterRequest.SerializeToString,
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

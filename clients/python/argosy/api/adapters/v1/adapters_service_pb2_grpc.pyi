@@ -59,6 +59,12 @@ class AdaptersServiceStub:
     """Describes one adapter. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)."""
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapters_service_pb2.WatchAdaptersRequest, _adapters_service_pb2.WatchAdaptersResponse]
     """Sends adapters as they are, then each change. Fails with NOT_FOUND (ADAPTER_NOT_FOUND) for a name that is not known."""
+    UploadAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.UploadAdapterRequest, _adapters_service_pb2.UploadAdapterResponse]
+    """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+    connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+    (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+    (ADAPTER_INVALID) where the whole does not have its digest.
+    """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.SetAliasRequest, _adapters_service_pb2.SetAliasResponse]
     """Gives an alias its meaning, in one step: each request that comes later goes by it, running ones end as they began.
     Another server takes it over as soon as every version of it is ready there. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)
@@ -107,6 +113,12 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     """Describes one adapter. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)."""
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapters_service_pb2.WatchAdaptersRequest, _adapters_service_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
     """Sends adapters as they are, then each change. Fails with NOT_FOUND (ADAPTER_NOT_FOUND) for a name that is not known."""
+    UploadAdapter: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.UploadAdapterRequest, _adapters_service_pb2.UploadAdapterResponse]  # type: ignore[assignment]
+    """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+    connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+    (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+    (ADAPTER_INVALID) where the whole does not have its digest.
+    """
     SetAlias: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.SetAliasRequest, _adapters_service_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Gives an alias its meaning, in one step: each request that comes later goes by it, running ones end as they began.
     Another server takes it over as soon as every version of it is ready there. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)
@@ -182,6 +194,18 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapters_service_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapters_service_pb2.WatchAdaptersResponse]]:
         """Sends adapters as they are, then each change. Fails with NOT_FOUND (ADAPTER_NOT_FOUND) for a name that is not known."""
+
+    @_abc_1.abstractmethod
+    def UploadAdapter(
+        self,
+        request: _adapters_service_pb2.UploadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_service_pb2.UploadAdapterResponse, _abc.Awaitable[_adapters_service_pb2.UploadAdapterResponse]]:
+        """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+        connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+        (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+        (ADAPTER_INVALID) where the whole does not have its digest.
+        """
 
     @_abc_1.abstractmethod
     def SetAlias(

@@ -64,6 +64,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
     ERROR_REASON_NOTHING_TO_ROLL_BACK: _ErrorReason.ValueType  # 46
     """FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
+    ERROR_REASON_ALIAS_CHANGED: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
     RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
@@ -142,6 +144,8 @@ ERROR_REASON_ADAPTER_IN_USE: ErrorReason.ValueType  # 45
 """FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
 ERROR_REASON_NOTHING_TO_ROLL_BACK: ErrorReason.ValueType  # 46
 """FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
+ERROR_REASON_ALIAS_CHANGED: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
 RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
