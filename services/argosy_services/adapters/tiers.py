@@ -1,9 +1,10 @@
 """The adapters of one engine in three tiers: its slots, the host's memory, and the disk.
 
-A request that names an adapter holds it. Who holds one that is in a slot goes on at once; others stand in a line, so
-that none of them starves, while whatever has its adapter runs on. A slot is taken from the adapter that was held least
-recently, never from one that is held or pinned; its weights stay in memory as far as there is room, and its files on
-the disk in any case.
+A request that names an adapter holds it. Who asks for one that is in a slot goes on at once; others stand in a line.
+The first of them takes the slot of the adapter that was held least recently, never of one that is held or pinned; the
+weights of that one stay in memory as far as there is room, and its files on the disk in any case. Where all are held
+all the time, one of them is closed after a moment: who holds it finishes, who asks for it stands in the line as well.
+So popular adapters keep their slots, and nobody starves.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ T = TypeVar("T")
 
 # Each thread that reads weights keeps a heap of their size: few threads, always the same ones.
 READERS = 2
+# How long the first in the line waits for a slot that nobody holds, before one is closed for it.
+_PATIENCE_S = 0.1
 
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """One adapter. `in_slot` says that requests may use it, `weights` are kept while it is in a slot or in memory."""
+    """One adapter. `in_slot` says that requests may use it, `weights` are kept while it is in a slot or in memory.
+
+    `holders` use it; `waiting` stand in the line for it.
+    """
 
     key: str
     directory: Path
@@ -42,6 +48,7 @@ class _Entry:
     in_slot: bool = False
     removed: bool = False
     holders: int = 0
+    waiting: int = 0
     last_held: int = 0
     # One step of the engine at a time for each adapter.
     step: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -141,23 +148,26 @@ class AdapterTiers:
         entry = self._entries.get(key)
         if entry is None or entry.removed:
             raise _left(key)
-        entry.holders += 1
         entry.last_held = next(self._clock)
         if entry.in_slot:
             self.counts.hits += 1
-            return
-        self.counts.misses += 1
-        try:
-            await self._bring(entry)
-        except BaseException:
-            self._let_go(entry)
-            raise
+        else:
+            self.counts.misses += 1
+            entry.waiting += 1
+            try:
+                await self._bring(entry)
+            finally:
+                entry.waiting -= 1
+        entry.holders += 1
 
     def release(self, key: str) -> None:
         """Ends one `acquire`. An adapter that was removed meanwhile is ignored."""
         entry = self._entries.get(key)
-        if entry is not None:
-            self._let_go(entry)
+        if entry is None:
+            return
+        entry.holders -= 1
+        if not entry.holders:
+            self._tell()
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
@@ -191,24 +201,40 @@ class AdapterTiers:
                     raise _left(entry.key)
                 if entry.weights is None:
                     entry.weights = await self.read(entry.directory)
-                elif await self._room():
+                else:
+                    await self._free_a_slot(entry)
                     await engine_step(self._put(entry, entry.weights))
         self._trim()
 
-    async def _room(self) -> bool:
-        """Whether a slot is free; where none is, one is taken from another adapter, or waited for."""
-        if len(self._taken) < self._slots:
-            return True
-        idle = [entry for entry in self._entries.values() if entry.in_slot and not (entry.holders or entry.pinned)]
-        if idle:
-            victim = min(idle, key=lambda entry: entry.last_held)
-            # At once: from here on who wants it stands in the line, before the engine has let it go.
-            victim.in_slot = False
-            await engine_step(self._evict(victim))
-        else:
-            self._changed.clear()
-            await self._changed.wait()
-        return False
+    async def _free_a_slot(self, first: _Entry) -> None:
+        """Sees to it that a slot is free for the first in the line, unless that one is removed."""
+        closed: _Entry | None = None
+        try:
+            while len(self._taken) >= self._slots and not first.removed:
+                inside = [entry for entry in self._entries.values() if (entry.in_slot or entry is closed)]
+                may_leave = [entry for entry in inside if not (entry.pinned or entry.removed)]
+                may_leave.sort(key=lambda entry: entry.last_held)
+                idle = next((entry for entry in may_leave if not entry.holders), None)
+                if idle is not None:
+                    # At once: from here on who wants it stands in the line, before the engine has let it go.
+                    idle.in_slot = False
+                    await engine_step(self._evict(idle))
+                elif not await self._change(None if closed else _PATIENCE_S) and may_leave:
+                    closed = may_leave[0]
+                    closed.in_slot = False
+        finally:
+            if closed is not None and closed.key in self._taken and not closed.removed:
+                closed.in_slot = True
+
+    async def _change(self, timeout_s: float | None) -> bool:
+        """Waits until something has changed. False: it took too long."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _put(self, entry: _Entry, weights: AdapterWeights) -> None:
         async with entry.step:
@@ -243,13 +269,8 @@ class AdapterTiers:
         left = self._memory_bytes
         for entry in sorted(cold, key=lambda entry: -entry.last_held):
             left -= _size(entry)
-            if left < 0 and not entry.holders:
+            if left < 0 and not entry.waiting:
                 entry.weights = None
-
-    def _let_go(self, entry: _Entry) -> None:
-        entry.holders -= 1
-        if not entry.holders:
-            self._tell()
 
     def _tell(self) -> None:
         self._changed.set()

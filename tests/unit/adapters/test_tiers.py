@@ -100,6 +100,38 @@ async def test_held_ones_stay_and_the_next_waits_for_whoever_ends_first(
         tiers.release(key)
 
 
+async def test_popular_adapters_do_not_keep_others_out(tiers: AdapterTiers, engine: Any, directory: Path) -> None:
+    await add(tiers, directory, *"abc")
+    over = False
+
+    async def popular(key: str) -> None:
+        while not over:
+            async with tiers.hold(key):
+                await asyncio.sleep(0.01)
+
+    users = [asyncio.create_task(popular(key)) for key in "ab" for _ in range(4)]
+    await asyncio.sleep(0.02)
+    for _ in range(3):
+        # All slots are held at any moment, by several users in turn.
+        await asyncio.wait_for(use(tiers, "c"), 2)
+        await asyncio.wait_for(use(tiers, *"ab"), 2)
+    over = True
+    await asyncio.gather(*users)
+    assert len(engine.inside) == SLOTS
+
+
+async def test_one_that_was_closed_in_vain_is_open_again(tiers: AdapterTiers, directory: Path) -> None:
+    await add(tiers, directory, *"abc")
+    await tiers.acquire("a")
+    await tiers.acquire("b")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(tiers.acquire("c"), 0.3)
+    # Nobody waits any more: whoever asks for the others goes on at once, although they are held.
+    await asyncio.wait_for(use(tiers, *"ab"), 1)
+    for key in "ab":
+        tiers.release(key)
+
+
 async def test_whoever_gives_up_waiting_leaves_the_line(tiers: AdapterTiers, directory: Path) -> None:
     await add(tiers, directory, *"abcd")
     await tiers.acquire("a")
