@@ -159,6 +159,7 @@ def make_adapters(settings: Settings, residences: Mapping[str, Residence], datab
         residences,
         database,
         roots=settings.adapter_roots,
+        remotes=settings.adapters.remotes,
         max_size_bytes=settings.adapters.max_size_bytes,
         directory=settings.adapters.cache_dir or settings.data_dir / "adapter-cache",
     )

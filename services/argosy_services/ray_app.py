@@ -129,7 +129,8 @@ class AdaptersDeployment(AdaptersServicer):
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
         settings = self._replica.reconfigure(live)
-        self._adapters.accept(settings.adapter_roots, settings.adapters.max_size_bytes)
+        limits = settings.adapters
+        self._adapters.accept(settings.adapter_roots, limits.remotes, limits.max_size_bytes)
 
     async def hold(self, name: str, sticky_key: str = "") -> AsyncIterator[Lease | ArgosyError | None]:
         """A lease for as long as the stream is read: first the lease or why there is none, then None if it must end."""

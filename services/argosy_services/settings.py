@@ -169,6 +169,12 @@ class AdapterSettings(_Section):
         description="Directories below which file:// sources are accepted; the data directory's adapters/ always is.",
         json_schema_extra=_LIVE,
     )
+    remotes: tuple[str, ...] = Field(
+        default=(),
+        description="Places on hubs and in object stores below which sources are accepted, such as "
+        "hf://my-organisation/ or s3://bucket/adapters/; fsspec reaches them with the credentials of the server.",
+        json_schema_extra=_LIVE,
+    )
     cache_dir: Path | None = Field(
         default=None,
         description="Where the files of loaded adapters are kept; unset takes adapter-cache in the data directory.",
@@ -176,6 +182,16 @@ class AdapterSettings(_Section):
     max_size_bytes: int = Field(
         default=1 << 30, ge=1, description="Largest adapter directory that is accepted.", json_schema_extra=_LIVE
     )
+
+    @field_validator("remotes")
+    @classmethod
+    def _refuse_what_is_not_remote(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        for place in places:
+            if not re.fullmatch(r"(?!file:|local:)[a-z][a-z0-9+.-]*://[^:?#\s]+", place):
+                raise ValueError(
+                    f"adapters.remotes holds {place}: write scheme://place/, and roots for local directories"
+                )
+        return places
 
 
 class DatabaseSettings(_Section):

@@ -19,11 +19,11 @@ from argosy_services import metrics
 from argosy_services.adapters.cache import AdapterCache
 from argosy_services.adapters.kept import KeptFiles
 from argosy_services.adapters.life import Leaving, Life, Line
+from argosy_services.adapters.origins import Origins
 from argosy_services.adapters.registry import AdapterRegistry, failure_of
-from argosy_services.adapters.sources import AdapterSources, FetchCancelled
+from argosy_services.adapters.sources import FetchCancelled
 from argosy_services.adapters.store import AdapterStore
 from argosy_services.adapters.types import AdapterState, Failure
-from argosy_services.adapters.uploads import Uploads, version_of
 from argosy_services.adapters.waiting import to_end
 from argosy_services.engine.base import AdapterWeights
 from argosy_services.errors import ArgosyError, Reason
@@ -41,19 +41,11 @@ _OF_THE_ADAPTER = frozenset({Reason.ADAPTER_INVALID, Reason.WRONG_BASE_MODEL, Re
 class Carrier:
     """Carries lives from PENDING to their final state. Lives on one event loop's thread."""
 
-    def __init__(
-        self,
-        registry: AdapterRegistry,
-        store: AdapterStore,
-        sources: AdapterSources,
-        uploads: Uploads,
-        cache: AdapterCache,
-    ) -> None:
+    def __init__(self, registry: AdapterRegistry, store: AdapterStore, sources: Origins, cache: AdapterCache) -> None:
         self.sources = sources
         self.kept: KeptFiles | None = None
         self._registry = registry
         self._store = store
-        self._uploads = uploads
         self._cache = cache
         self._line = Line(_AT_ONCE)
         self._copiers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="adapter-files")
@@ -111,19 +103,11 @@ class Carrier:
             return kept.path(number)
         staging = await self._do(self._cache.new_directory)
         try:
-            await self._do(lambda: self._fetch(life, staging))
+            await self._do(lambda: self.sources.fetch(life.wanted.source, staging, life.cancelled))
         except BaseException:
             await self._do(lambda: self._cache.remove(staging))
             raise
         return await self._do(lambda: kept.keep(staging, number))
-
-    def _fetch(self, life: Life, target: Path) -> None:
-        uploaded = version_of(life.wanted.source)
-        if uploaded is not None:
-            self._uploads.fetch(uploaded, target, life.cancelled)
-        else:
-            sources = self.sources
-            sources.fetch(sources.resolve(life.wanted.source), target, life.cancelled)
 
     async def _settle(self, life: Life, version: str) -> None:
         """Agrees with the other replicas on which version this is."""

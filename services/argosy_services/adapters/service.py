@@ -20,13 +20,13 @@ from argosy_services.adapters.cache import AdapterCache
 from argosy_services.adapters.carrier import Carrier
 from argosy_services.adapters.kept import KeptFiles
 from argosy_services.adapters.life import Life
+from argosy_services.adapters.origins import Origins
 from argosy_services.adapters.registry import Adapter, AdapterRegistry, not_ready
 from argosy_services.adapters.residence import Residence
-from argosy_services.adapters.sources import AdapterSources
 from argosy_services.adapters.store import AdapterStore, Picture, Wanted
 from argosy_services.adapters.tables import Operation
 from argosy_services.adapters.types import COMING, FINAL, SETTLED, AdapterRecord, AdapterState, AliasRecord, AliasTarget
-from argosy_services.adapters.uploads import Part, Upload, Uploads, version_of
+from argosy_services.adapters.uploads import Part, Upload, Uploads
 from argosy_services.adapters.watch import WatchEvent, watch
 from argosy_services.errors import ArgosyError, Reason, adapter_not_found, invalid_field, model_not_found
 from argosy_services.generation.ports import Lease
@@ -53,7 +53,7 @@ class AdaptersService:
     """Adapters of the served models. Lives on one event loop's thread.
 
     `residences` maps names of base models to where their adapters live, the first one is the default. Sources are
-    accepted below `roots`; files of at most `max_size_bytes` an adapter are kept below `directory`.
+    accepted below `roots` and `remotes`; files of at most `max_size_bytes` an adapter are kept below `directory`.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class AdaptersService:
         roots: Sequence[Path],
         max_size_bytes: int,
         directory: Path,
+        remotes: Sequence[str] = (),
     ) -> None:
         self._residences = dict(residences)
         self._directory = directory
@@ -73,8 +74,8 @@ class AdaptersService:
         self._alias_store = AliasStore(database)
         self._aliases = Aliases()
         self._uploads = Uploads(database)
-        sources = AdapterSources(roots, max_size_bytes)
-        self._carrier = Carrier(self._registry, self._store, sources, self._uploads, self._cache)
+        sources = Origins(self._uploads, roots=roots, remotes=remotes, max_size_bytes=max_size_bytes)
+        self._carrier = Carrier(self._registry, self._store, sources, self._cache)
         self._lives: dict[str, Life] = {}
         # Held while something is changed in the store and here: a picture from before it must not undo it.
         self._sync = asyncio.Lock()
@@ -82,9 +83,9 @@ class AdaptersService:
         self._following: asyncio.Task[None] | None = None
         self._closed = False
 
-    def accept(self, roots: Sequence[Path], max_size_bytes: int) -> None:
+    def accept(self, roots: Sequence[Path], remotes: Sequence[str], max_size_bytes: int) -> None:
         """Changes which sources are accepted from now on."""
-        self._carrier.sources = AdapterSources(roots, max_size_bytes)
+        self._carrier.sources = Origins(self._uploads, roots=roots, remotes=remotes, max_size_bytes=max_size_bytes)
 
     async def start(self) -> None:
         """Opens the store and begins to bring back what should be resident. Must come before the first adapter."""
@@ -132,8 +133,7 @@ class AdaptersService:
         if not _NAME.fullmatch(name):
             raise invalid_field("name", f"must be {_NAME_FORM}", limit=_NAME_FORM, value=name)
         base_model, _ = self._residence(base_model)
-        if version_of(source) is None:
-            source = (await asyncio.to_thread(self._carrier.sources.resolve, source)).uri
+        source = await asyncio.to_thread(self._carrier.sources.resolve, source)
         operation = _operation(tenant, request_id, f"load {name} {source} {base_model}")
         async with self._sync:
             self._check_room(name)
