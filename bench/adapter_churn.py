@@ -22,6 +22,7 @@ from soak_requests import MODEL, write_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import argosy
+from argosy_services import logs
 from argosy_services.bootstrap import Fleet
 from argosy_services.models.store import ModelStore
 from argosy_services.settings import AdapterSettings, GenerationSettings, Settings
@@ -130,6 +131,7 @@ class Churn:
 
 async def main(operations: int) -> None:
     warnings.simplefilter("ignore")
+    logs.configure("error", "json")
     model = ModelStore(Settings().models_dir).get(MODEL).path
     with tempfile.TemporaryDirectory() as directory:
         roots = Path(directory)

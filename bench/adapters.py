@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from soak_requests import LAYERS, MODEL, SHAPES
 
 import argosy
+from argosy_services import logs
 from argosy_services.bootstrap import Fleet
 from argosy_services.settings import AdapterSettings, GenerationSettings, Settings
 from argosy_services.testing import run_test_server
@@ -94,6 +96,11 @@ class Streams:
         """Starts all of them."""
         self._tasks = [asyncio.create_task(self._run(number)) for number in range(STREAMS)]
 
+    async def until(self, tokens: int) -> None:
+        """Waits until each has so many tokens."""
+        while min(map(len, self.times)) < tokens:  # noqa: ASYNC110 - nothing to be told by
+            await asyncio.sleep(0.1)
+
     async def stop(self) -> None:
         """Ends them."""
         for task in self._tasks:
@@ -105,7 +112,7 @@ class Streams:
         return [
             after - before
             for times in self.times
-            for before, after in zip(times, times[1:], strict=False)
+            for before, after in pairwise(times)
             if any(before < end and after > start for start, end in windows)
         ]
 
@@ -134,8 +141,7 @@ async def load(rounds: int, root: Path) -> None:
             await client.adapters.unload(f"a{number}")
         streams = Streams(client)
         streams.start()
-        while min(map(len, streams.times)) < 40:
-            await asyncio.sleep(0.1)
+        await streams.until(40)
         quiet_from = time.perf_counter()
         await asyncio.sleep(4)
         quiet = (quiet_from, time.perf_counter())
@@ -150,9 +156,8 @@ async def load(rounds: int, root: Path) -> None:
     for name, spans in loads.items():
         took = sorted((end - start) * 1000 for start, end in spans)
         print(f"{name}: median {statistics.median(took):.0f} ms, most {took[-1]:.0f} ms, {len(took)} loads")
-    print(
-        f"a step: {step * 1000:.1f} ms; longest gap of a stream without loads: {max(streams.gaps([quiet])) / step:.2f} steps"
-    )
+    longest = max(streams.gaps([quiet])) / step
+    print(f"a step: {step * 1000:.1f} ms; longest gap of a stream without loads: {longest:.2f} steps")
     print(f"during loads: longest {max(gaps) / step:.2f} steps, 99.9 %: {np.quantile(gaps, 0.999) / step:.2f} steps")
     plot(streams, quiet, beside, step)
 
@@ -167,7 +172,7 @@ def plot(streams: Streams, quiet: tuple[float, float], loads: Sequence[tuple[flo
     figure, axes = pyplot.subplots(figsize=(9, 3.2), constrained_layout=True)
     start = quiet[0]
     for times in streams.times:
-        points = [(after - start, (after - before) / step) for before, after in zip(times, times[1:], strict=False)]
+        points = [(after - start, (after - before) / step) for before, after in pairwise(times)]
         shown = [(at, gap) for at, gap in points if 0 <= at <= 12]
         axes.plot([at for at, _ in shown], [gap for _, gap in shown], ".", markersize=1.5, color="tab:blue")
     for before, after in loads:
@@ -239,6 +244,7 @@ async def drive(
 
 
 async def main(what: str, amount: int) -> None:
+    logs.configure("error", "json")
     with tempfile.TemporaryDirectory() as directory:
         await {"load": load, "zipf": zipf}[what](amount, Path(directory))
 
