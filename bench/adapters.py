@@ -13,6 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
+from asyncio.subprocess import PIPE
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -26,6 +28,7 @@ from soak_requests import LAYERS, MODEL, SHAPES
 import argosy
 from argosy_services import logs
 from argosy_services.bootstrap import Fleet
+from argosy_services.engine.base import StepOutput
 from argosy_services.settings import AdapterSettings, GenerationSettings, Settings
 from argosy_services.testing import run_test_server
 
@@ -58,7 +61,7 @@ def write_adapter(directory: Path, modules: Sequence[str], seed: int) -> Path:
 
 
 @asynccontextmanager
-async def fleet(root: Path, **generation: object) -> AsyncIterator[tuple[argosy.AsyncClient, Fleet]]:
+async def fleet(root: Path, **generation: object) -> AsyncIterator[tuple[argosy.AsyncClient, Fleet, str]]:
     """A server in this process, and a client of it."""
     settings = Settings(
         generation=GenerationSettings(model=MODEL, max_adapters=SLOTS, **generation),  # type: ignore[arg-type]
@@ -72,7 +75,7 @@ async def fleet(root: Path, **generation: object) -> AsyncIterator[tuple[argosy.
         return made[0]
 
     async with run_test_server(settings, build=build) as server, argosy.AsyncClient(server.address) as client:
-        yield client, made[0]
+        yield client, made[0], server.address
 
 
 async def first_token(client: argosy.AsyncClient, adapter: str, prompt: str) -> float:
@@ -84,51 +87,75 @@ async def first_token(client: argosy.AsyncClient, adapter: str, prompt: str) -> 
     raise RuntimeError("the stream ended without a token")
 
 
-class Streams:
-    """Streams of the base that run all the while; notes when each of their tokens came."""
+async def serve(root: Path) -> None:
+    """Serves until its input ends, then writes down when the engine handed out each token of each stream."""
+    times: dict[str, list[float]] = defaultdict(list)
+    async with fleet(root, kv_cache_tokens=65_536) as (_, made, address):
+        loop = made.engine._loop  # type: ignore[attr-defined]
+        hand_on = loop._on_step
 
-    def __init__(self, client: argosy.AsyncClient) -> None:
-        self.times: list[list[float]] = [[] for _ in range(STREAMS)]
-        self._client = client
-        self._tasks: list[asyncio.Task[None]] = []
+        def note(outputs: list[StepOutput]) -> None:
+            now = time.perf_counter()
+            for output in outputs:
+                if output.token_ids and output.request_id.startswith("stream"):
+                    times[output.request_id].append(now)
+            hand_on(outputs)
 
-    def start(self) -> None:
-        """Starts all of them."""
-        self._tasks = [asyncio.create_task(self._run(number)) for number in range(STREAMS)]
+        loop._on_step = note
+        print(address, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        (root / "times.json").write_text(json.dumps(times))
 
-    async def until(self, tokens: int) -> None:
-        """Waits until each has so many tokens."""
-        while min(map(len, self.times)) < tokens:  # noqa: ASYNC110 - nothing to be told by
-            await asyncio.sleep(0.1)
 
-    async def stop(self) -> None:
-        """Ends them."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+class Server:
+    """`serve` in a process of its own, so that what callers compute does not hold the engine up."""
 
-    def gaps(self, windows: Sequence[tuple[float, float]]) -> list[float]:
-        """Between two tokens of a stream, where they overlap one of `windows`."""
-        return [
-            after - before
-            for times in self.times
-            for before, after in pairwise(times)
-            if any(before < end and after > start for start, end in windows)
-        ]
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
-    async def _run(self, number: int) -> None:
-        options = {"max_tokens": 1_800, "ignore_eos": True, "temperature": 1.0, "seed": number}
-        async with self._client.generation.stream(f"Story number {number}:", **options) as stream:  # type: ignore[arg-type]
-            async for event in stream:
-                if isinstance(event, argosy.Delta):
-                    self.times[number].append(time.perf_counter())
+    async def __aenter__(self) -> argosy.AsyncClient:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, __file__, "serve", str(self._root)), stdin=PIPE, stdout=PIPE
+        )
+        assert self._process.stdout is not None
+        address = (await self._process.stdout.readline()).decode().strip()
+        self._client = argosy.AsyncClient(address, timeout=600)
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+        await self._process.communicate(b"")
+
+    def times(self) -> list[list[float]]:
+        """When each token of each stream was handed out, by one clock with `time.perf_counter()` here."""
+        return list(json.loads((self._root / "times.json").read_text()).values())
+
+
+async def stream(client: argosy.AsyncClient, number: int) -> None:
+    """A stream of the base that is read until it is cancelled."""
+    request_id = f"stream{number}"
+    options = {"max_tokens": 1_800, "ignore_eos": True, "seed": number, "request_id": request_id}
+    async with client.generation.stream(f"Story {number}:", **options) as events:  # type: ignore[arg-type]
+        async for _ in events:
+            pass
+
+
+def gaps(times: Sequence[Sequence[float]], windows: Sequence[tuple[float, float]]) -> list[float]:
+    """Between two tokens of a stream, where they overlap one of `windows`."""
+    return [
+        after - before
+        for each in times
+        for before, after in pairwise(each)
+        if any(before < end and after > start for start, end in windows)
+    ]
 
 
 async def load(rounds: int, root: Path) -> None:
     """From LoadAdapter to the first token, alone and beside running streams, and the gaps of those."""
     for number in range(2 * rounds + 1):
         write_adapter(root / f"a{number}", ALL, number)
-    async with fleet(root, kv_cache_tokens=65_536, stream_interval_ms=0) as (client, _):
+    server = Server(root)
+    async with server as client:
 
         async def once(number: int) -> tuple[float, float]:
             started = time.perf_counter()
@@ -137,32 +164,32 @@ async def load(rounds: int, root: Path) -> None:
 
         await once(2 * rounds)  # code and files of the first time
         alone = [await once(number) for number in range(rounds)]
-        for number in range(rounds):
-            await client.adapters.unload(f"a{number}")
-        streams = Streams(client)
-        streams.start()
-        await streams.until(40)
-        quiet_from = time.perf_counter()
+        streams = [asyncio.create_task(stream(client, number)) for number in range(STREAMS)]
         await asyncio.sleep(4)
-        quiet = (quiet_from, time.perf_counter())
+        quiet = (time.perf_counter(), time.perf_counter() + 4)
+        await asyncio.sleep(4)
         beside = []
         for number in range(rounds, 2 * rounds):
             beside.append(await once(number))
             await asyncio.sleep(0.25)
-        await streams.stop()
-    step = statistics.median(streams.gaps([quiet]))
-    gaps = streams.gaps(beside)
-    loads = {"alone": alone, "beside 32 streams": beside}
-    for name, spans in loads.items():
+        for each in streams:
+            each.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+    times = server.times()
+    step = statistics.median(gaps(times, [quiet]))
+    for name, spans in {"alone": alone, f"beside {STREAMS} streams": beside}.items():
         took = sorted((end - start) * 1000 for start, end in spans)
         print(f"{name}: median {statistics.median(took):.0f} ms, most {took[-1]:.0f} ms, {len(took)} loads")
-    longest = max(streams.gaps([quiet])) / step
-    print(f"a step: {step * 1000:.1f} ms; longest gap of a stream without loads: {longest:.2f} steps")
-    print(f"during loads: longest {max(gaps) / step:.2f} steps, 99.9 %: {np.quantile(gaps, 0.999) / step:.2f} steps")
-    plot(streams, quiet, beside, step)
+    print(f"a step: {step * 1000:.1f} ms")
+    for name, windows in {"no loads": [quiet], "loads": beside}.items():
+        steps = np.array(gaps(times, windows)) / step
+        print(f"gaps of streams, {name}: 99 % {np.quantile(steps, 0.99):.2f} steps, longest {steps.max():.2f} steps")
+    plot(times, quiet, beside, step)
 
 
-def plot(streams: Streams, quiet: tuple[float, float], loads: Sequence[tuple[float, float]], step: float) -> None:
+def plot(
+    times: Sequence[Sequence[float]], quiet: tuple[float, float], loads: Sequence[tuple[float, float]], step: float
+) -> None:
     """The gaps over time, with the loads behind them."""
     import matplotlib as mpl
 
@@ -171,8 +198,8 @@ def plot(streams: Streams, quiet: tuple[float, float], loads: Sequence[tuple[flo
 
     figure, axes = pyplot.subplots(figsize=(9, 3.2), constrained_layout=True)
     start = quiet[0]
-    for times in streams.times:
-        points = [(after - start, (after - before) / step) for before, after in pairwise(times)]
+    for each in times:
+        points = [(after - start, (after - before) / step) for before, after in pairwise(each)]
         shown = [(at, gap) for at, gap in points if 0 <= at <= 12]
         axes.plot([at for at, _ in shown], [gap for _, gap in shown], ".", markersize=1.5, color="tab:blue")
     for before, after in loads:
@@ -190,7 +217,7 @@ async def zipf(seconds: float, root: Path) -> None:
     for number in range(REGISTERED):
         write_adapter(root / f"a{number}", FEW, number)
     weights = [1 / (rank + 1) for rank in range(REGISTERED)]
-    async with fleet(root, kv_cache_tokens=65_536) as (client, made):
+    async with fleet(root, kv_cache_tokens=65_536) as (client, made, _):
         started = time.perf_counter()
         for start in range(0, REGISTERED, 50):
             await asyncio.gather(*(client.adapters.load(f"a{n}", root / f"a{n}") for n in range(start, start + 50)))
@@ -244,11 +271,13 @@ async def drive(
 
 
 async def main(what: str, amount: int) -> None:
-    logs.configure("error", "json")
     with tempfile.TemporaryDirectory() as directory:
         await {"load": load, "zipf": zipf}[what](amount, Path(directory))
 
 
 if __name__ == "__main__":
+    logs.configure("error", "json")
+    if sys.argv[1:2] == ["serve"]:
+        sys.exit(asyncio.run(serve(Path(sys.argv[2]))))
     given = sys.argv[1] if len(sys.argv) > 1 else "load"
     asyncio.run(main(given, int(sys.argv[2]) if len(sys.argv) > 2 else {"load": 20, "zipf": 60}[given]))

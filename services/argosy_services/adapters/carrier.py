@@ -83,10 +83,11 @@ class Carrier:
         with self._line.place(life):
             await life.until_turn()
             self._move(life, AdapterState.FETCHING)
+            weights = await self._kept_before(life)
             directory = await self._files(life)
             life.check_wanted()
             self._move(life, AdapterState.VALIDATING)
-            weights = await life.residence.read(directory)
+            weights = weights or await life.residence.read(directory)
             life.check_wanted()
             await self._settle(life, weights.version)
             about = {"version": weights.version, "rank": weights.rank, "target_modules": weights.target_modules}
@@ -95,6 +96,23 @@ class Carrier:
             life.check_wanted()
         self._move(life, AdapterState.READY, size_bytes=weights.size_bytes)
         metrics.ADAPTER_LOAD_SECONDS.observe(time.monotonic() - life.accepted)
+
+    async def _kept_before(self, life: Life) -> AdapterWeights | None:
+        """What an earlier start has kept. Nothing waits until files are on the disk, so that a machine which lost its
+        power may have damaged ones: they are removed, to be fetched again.
+        """
+        directory, number = self._kept().path(life.wanted.number), life.wanted.number
+        if not life.wanted.version or not await self._do(directory.exists):
+            return None
+        try:
+            weights = await life.residence.read(directory)
+        except ArgosyError as error:
+            log.warning("kept files cannot be used", adapter=life.adapter.key, cause=error.message)
+        else:
+            if weights.version == life.wanted.version:
+                return weights
+        await self._do(lambda: self._kept().remove(number))
+        return None
 
     async def _files(self, life: Life) -> Path:
         """A directory of this machine that holds the adapter's files for as long as it is wanted."""

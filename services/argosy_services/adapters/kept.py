@@ -28,15 +28,12 @@ class KeptFiles:
         if target.exists():
             shutil.rmtree(directory)
             return target
-        for entry in (*directory.iterdir(), directory):
-            _sync(entry)
         try:
             directory.rename(target)
         except OSError:
             if not target.exists():
                 raise
             shutil.rmtree(directory)
-        _sync(self._root)
         return target
 
     def remove(self, number: int) -> None:
@@ -61,12 +58,3 @@ class KeptFiles:
         if self._root.exists():
             for entry in self._root.glob(".*-*"):
                 shutil.rmtree(entry, ignore_errors=True)  # another process may be about it
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a directory's entries, are on the disk: a name without its bytes would be worse."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -132,6 +132,19 @@ async def test_a_source_that_changed_between_two_replicas_is_never_served_as_the
         assert "files have changed" in failure.message
 
 
+@pytest.mark.parametrize("damage", [b"", b"half of it"])
+async def test_kept_files_that_were_damaged_are_fetched_again(
+    start_service: Any, source: str, tmp_path: Path, damage: bytes
+) -> None:
+    async with start_service() as one:
+        version = await ready(one, source)
+    (kept,) = (tmp_path / "cache").glob("*/1/adapter_model.safetensors")
+    kept.write_bytes(damage)
+    async with start_service() as two:
+        assert await asyncio.wait_for(speaks(two, "a"), CONVERGE_S) == version
+        assert kept.stat().st_size > len(damage)
+
+
 async def test_a_call_that_is_repeated_does_nothing_twice(service: AdaptersService, source: str, other: str) -> None:
     first = await ready(service, source)
     second = await ready(service, other, "b")
