@@ -59,6 +59,12 @@ bench-cluster: $(VENV)/.dev ## Measure what the layers of a fleet cost, how it s
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/scaling.py cold
 
+.PHONY: bench-adapters
+bench-adapters: $(VENV)/.dev ## Load adapters beside streams, 200 of them in 16 slots, and 1,000 random changes (10 minutes)
+	$(BIN)/python bench/adapters.py load
+	$(BIN)/python bench/adapters.py zipf
+	$(BIN)/python bench/adapter_churn.py
+
 .PHONY: install-peers
 install-peers: ## Install the engines that bench-peers measures, each into an environment in PEERS_DIR (10 minutes)
 	TORCH='$(TORCH)' PYTHON='$(PYTHON)' scripts/install_peers.sh $(PEERS)

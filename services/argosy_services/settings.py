@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,14 +20,11 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-# Settings that a fleet on Ray takes over while it runs: changing them restarts nothing.
-_LIVE: dict[str, JsonValue] = {"live": True}
+from argosy_services.settings_of_adapters import LIVE as _LIVE
+from argosy_services.settings_of_adapters import AdapterSettings, DatabaseSettings
+from argosy_services.settings_of_adapters import Section as _Section
 
 _DATA_DIR = "~/.local/share/argosy"
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TensorRtLlmSettings(_Section):
@@ -122,6 +119,9 @@ class GenerationSettings(_Section):
         default="", description="A smaller model with the same tokenizer that guesses tokens; a name or a source URI."
     )
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
+    adapter_memory_bytes: int = Field(
+        default=1 << 30, ge=0, description="Most bytes of adapters that are kept in memory beside those in the engine."
+    )
     max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
 
     @model_validator(mode="after")
@@ -157,19 +157,6 @@ class EmbeddingSettings(_Section):
     )
     max_waiting_texts: int = Field(
         default=16_384, ge=1, description="Most texts that wait; more are refused.", json_schema_extra=_LIVE
-    )
-
-
-class AdapterSettings(_Section):
-    """Where adapters may come from."""
-
-    roots: tuple[Path, ...] = Field(
-        default=(),
-        description="Directories below which file:// sources are accepted; the data directory's adapters/ always is.",
-        json_schema_extra=_LIVE,
-    )
-    max_size_bytes: int = Field(
-        default=1 << 30, ge=1, description="Largest adapter directory that is accepted.", json_schema_extra=_LIVE
     )
 
 
@@ -298,6 +285,7 @@ class Settings(BaseSettings):
     generation: GenerationSettings = GenerationSettings()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     adapters: AdapterSettings = AdapterSettings()
+    database: DatabaseSettings = DatabaseSettings()
     agents: AgentSettings = AgentSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracing: TracingSettings = TracingSettings()
@@ -306,6 +294,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Root of the model store."""
         return self.data_dir / "models"
+
+    @property
+    def database_dsn(self) -> str:
+        """Where the SQL store is."""
+        return self.database.dsn.get_secret_value() or f"sqlite:///{self.data_dir / 'argosy.db'}"
 
     @property
     def adapter_roots(self) -> tuple[Path, ...]:

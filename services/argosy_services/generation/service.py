@@ -99,7 +99,7 @@ class GenerationService:
         # What may end by a stop string is looked at at once: the engine would go on behind its end.
         interval_s = 0.0 if spec.options.stop else self._stream_interval_s
         run = self._bridges[served.local.name].run(deadline, interval_s=interval_s)
-        async with self._lease(spec.adapter, run) as lease:
+        async with self._lease(spec.adapter, spec.adapter_sticky_key, run) as lease:
             with run:
                 for request in job.requests:
                     run.submit(replace(request, adapter=lease and lease.key))
@@ -137,7 +137,7 @@ class GenerationService:
         tokenization_s = time.monotonic() - arrived
         run = self._bridges[served.local.name].run(deadline)
         sequence_id = self._sequence_id(request_id)
-        async with self._lease(spec.adapter, run) as lease:
+        async with self._lease(spec.adapter, "", run) as lease:
             with run:
                 requests = [
                     replace(
@@ -171,13 +171,13 @@ class GenerationService:
         return f"{request_id}-{next(self._numbers)}"
 
     @asynccontextmanager
-    async def _lease(self, adapter: str, run: Run) -> AsyncIterator[Lease | None]:
+    async def _lease(self, adapter: str, sticky_key: str, run: Run) -> AsyncIterator[Lease | None]:
         if not adapter:
             yield None
             return
         async with AsyncExitStack() as held:
             with tracing.span("wait for adapter", {"argosy.adapter": adapter}):
-                taking = self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter)))
+                taking = self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter)), sticky_key)
                 lease = await held.enter_async_context(taking)
             yield lease
 

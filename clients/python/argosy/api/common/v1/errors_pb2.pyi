@@ -46,6 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such adapter here. Metadata: adapter."""
     ERROR_REASON_TOOL_NOT_FOUND: _ErrorReason.ValueType  # 22
     """NOT_FOUND: no such tool here. Metadata: tool."""
+    ERROR_REASON_ALIAS_NOT_FOUND: _ErrorReason.ValueType  # 23
+    """NOT_FOUND: no such alias of adapters here. Metadata: alias."""
     ERROR_REASON_ADAPTER_EXISTS: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
     ERROR_REASON_ADAPTER_NOT_READY: _ErrorReason.ValueType  # 40
@@ -58,6 +60,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
+    ERROR_REASON_ADAPTER_IN_USE: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
+    ERROR_REASON_NOTHING_TO_ROLL_BACK: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
+    ERROR_REASON_ALIAS_CHANGED: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
     RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
@@ -72,6 +80,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server finishes what runs and takes nothing new. Carries RetryInfo."""
     ERROR_REASON_ENGINE_FAILED: _ErrorReason.ValueType  # 72
     """UNAVAILABLE: the engine stopped after a fatal fault. Carries RetryInfo."""
+    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 73
+    """UNAVAILABLE: the server's database cannot be used; generation goes on meanwhile. Carries RetryInfo."""
     ERROR_REASON_INVALID_CREDENTIALS: _ErrorReason.ValueType  # 80
     """UNAUTHENTICATED: the call carries no valid API key. Metadata: none."""
     ERROR_REASON_NOT_PERMITTED: _ErrorReason.ValueType  # 81
@@ -116,6 +126,8 @@ ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 21
 """NOT_FOUND: no such adapter here. Metadata: adapter."""
 ERROR_REASON_TOOL_NOT_FOUND: ErrorReason.ValueType  # 22
 """NOT_FOUND: no such tool here. Metadata: tool."""
+ERROR_REASON_ALIAS_NOT_FOUND: ErrorReason.ValueType  # 23
+"""NOT_FOUND: no such alias of adapters here. Metadata: alias."""
 ERROR_REASON_ADAPTER_EXISTS: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
 ERROR_REASON_ADAPTER_NOT_READY: ErrorReason.ValueType  # 40
@@ -128,6 +140,12 @@ ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
+ERROR_REASON_ADAPTER_IN_USE: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
+ERROR_REASON_NOTHING_TO_ROLL_BACK: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
+ERROR_REASON_ALIAS_CHANGED: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
 RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
@@ -142,6 +160,8 @@ ERROR_REASON_DRAINING: ErrorReason.ValueType  # 71
 """UNAVAILABLE: the server finishes what runs and takes nothing new. Carries RetryInfo."""
 ERROR_REASON_ENGINE_FAILED: ErrorReason.ValueType  # 72
 """UNAVAILABLE: the engine stopped after a fatal fault. Carries RetryInfo."""
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 73
+"""UNAVAILABLE: the server's database cannot be used; generation goes on meanwhile. Carries RetryInfo."""
 ERROR_REASON_INVALID_CREDENTIALS: ErrorReason.ValueType  # 80
 """UNAUTHENTICATED: the call carries no valid API key. Metadata: none."""
 ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 81
