@@ -232,6 +232,20 @@ class ClusterSettings(_Section):
     )
 
 
+class TracingSettings(_Section):
+    """Traces for OpenTelemetry; needs the extra "tracing". See docs/tracing.md."""
+
+    endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s/@]+/?)?$",
+        description="Collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; none turns tracing off.",
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Part of the traces that is kept; callers decide for those they began."
+    )
+    service_name: str = Field(default="argosy", min_length=1, max_length=128, description="The fleet's name in traces.")
+
+
 class Settings(BaseSettings):
     """Everything that `argosy serve` and `argosy up` can be told."""
 
@@ -278,6 +292,7 @@ class Settings(BaseSettings):
     adapters: AdapterSettings = AdapterSettings()
     agents: AgentSettings = AgentSettings()
     cluster: ClusterSettings = ClusterSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def models_dir(self) -> Path:
