@@ -1,9 +1,10 @@
 """What it costs to be watched: tokens per second at 32 streams, with nothing and with all that can be turned on.
 
-    python bench/observability.py [rounds]
+    python bench/observability.py [pairs of servers]
 
-Each side is a server in a process of its own, and both run all the time; the rounds go from one to the other, in turn
-first. Every call is traced, and the collector is this process.
+Each side is a server in a process of its own, and the rounds go from one to the other. Two equal processes can differ by
+some percent for as long as they live, so that several pairs are started, each side first in turn. Every call is traced,
+and the collector is this process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from argosy_services.testing import run_test_collector
 
 STREAMS = 32
 TOKENS = 64
+ROUNDS = 6
 BAR = 0.02
 
 
@@ -38,29 +40,30 @@ def tokens_per_second(client: argosy.Client) -> float:
     return tokens / (time.perf_counter() - started)
 
 
-def compare(sides: Mapping[str, argosy.Client], rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each side in each round, after one that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        order = list(sides) if number % 2 else list(reversed(sides))
-        for name in order:
-            rate = tokens_per_second(sides[name])
-            if number:
-                found[name].append(rate)
-        if number:
-            print(f"round {number}: " + ", ".join(f"{name} {rates[-1]:.1f}/s" for name, rates in found.items()))
+def compare(settings: Mapping[str, Mapping[str, str]]) -> dict[str, list[float]]:
+    """Tokens per second of each side in each round, after one that does not count; servers start in the order given."""
+    found: dict[str, list[float]] = {name: [] for name in settings}
+    with ExitStack() as running:
+        sides = {name: running.enter_context(served(**own)) for name, own in settings.items()}
+        for number in range(ROUNDS + 1):
+            for name in sorted(sides, reverse=number % 2 == 1):
+                rate = tokens_per_second(sides[name])
+                if number:
+                    found[name].append(rate)
+    print(", ".join(f"{name} {statistics.median(rates):.1f}/s" for name, rates in found.items()), flush=True)
     return found
 
 
 def main() -> None:
     """Prints the rates of both sides and what the one with everything on loses."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    with ExitStack() as running:
-        collector = running.enter_context(run_test_collector())
-        watched = {"ARGOSY_TRACING__ENDPOINT": collector.endpoint}
-        sides = {"off": running.enter_context(served()), "on": running.enter_context(served(**watched))}
-        found = compare(sides, rounds)
-        time.sleep(2)
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 8
+    found: dict[str, list[float]] = {"off": [], "on": []}
+    with run_test_collector() as collector:
+        watched = {"off": {}, "on": {"ARGOSY_TRACING__ENDPOINT": collector.endpoint}}
+        for number in range(pairs):
+            order = sorted(watched, reverse=number % 2 == 1)
+            for name, rates in compare({name: watched[name] for name in order}).items():
+                found[name] += rates
     calls = sum(span.parent_id == "" for span in collector.spans)
     cost = 1 - statistics.median(on / off for on, off in zip(found["on"], found["off"], strict=True))
     print(f"off {statistics.median(found['off']):.1f} tokens/s, on {statistics.median(found['on']):.1f} tokens/s")
