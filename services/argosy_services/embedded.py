@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from argosy._version import __version__
-from argosy_services import logs, metrics
+from argosy_services import logs, metrics, tracing
 from argosy_services.errors import ArgosyError
 from argosy_services.health import Health
 from argosy_services.models.errors import ModelStoreError
@@ -91,10 +91,12 @@ class EmbeddedServer:
         self._server: grpc.aio.Server | None = None
         self._close_metrics: Callable[[], None] | None = None
         self._fleet: Fleet | None = None
+        self._tracing: tracing.Tracing | None = None
 
     async def open(self) -> None:
         """Takes both ports; from here on calls are answered, with STARTING. Raises StartupError."""
         settings = self.settings
+        self._tracing = _start_tracing(settings)
         metrics.READY.set(0)
         metrics_port, self._close_metrics = _serve_metrics(settings.metrics_host, settings.metrics_port)
         self.metrics_address = _join(settings.metrics_host, metrics_port)
@@ -141,6 +143,8 @@ class EmbeddedServer:
             await self._fleet.close()
         if self._close_metrics is not None:
             await asyncio.to_thread(self._close_metrics)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop, _FLUSH_SECONDS)
 
 
 def serve(settings: Settings, build: Build = build_all) -> int:
@@ -283,6 +287,16 @@ def _serve_metrics(host: str, port: int) -> tuple[int, Callable[[], None]]:
         thread.join()
 
     return server.server_port, close
+
+
+def _start_tracing(settings: Settings) -> tracing.Tracing | None:
+    try:
+        return tracing.start(settings.tracing, version=__version__)
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"packages are missing: {error}; install them with `pip install 'argosy[tracing]'`, or leave "
+            "ARGOSY_TRACING__ENDPOINT empty"
+        ) from error
 
 
 def _load_failure(error: Exception) -> StartupError:

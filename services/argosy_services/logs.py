@@ -10,15 +10,19 @@ from typing import Literal
 import structlog
 from structlog.typing import Processor
 
+from argosy_services import tracing
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # Libraries that tell at INFO what only their authors want to know.
 _QUIET = ("asyncio", "filelock", "httpcore", "httpx", "huggingface_hub", "urllib3")
 
 
 def configure(level: Literal["debug", "info", "warning", "error"], form: Literal["json", "console"]) -> None:
-    """Sets up structlog and the standard library's logging. Lines made within a call carry its `request_id`."""
+    """Sets up structlog and the standard library's logging. Lines made within a call carry its `request_id`
+    and, where it is traced, its `trace_id`."""
     common: Sequence[Processor] = (
         structlog.contextvars.merge_contextvars,
+        tracing.log_ids,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

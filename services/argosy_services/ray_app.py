@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
-from argosy_services import metrics
+from argosy_services import metrics, tracing
 from argosy_services.adapters.servicer import AdaptersServicer
 from argosy_services.agents.servicer import AgentsServicer
 from argosy_services.bootstrap import (
@@ -306,15 +306,21 @@ class GenerationDeployment(GenerationServicer):
         return self._generation.models()
 
     async def events(
-        self, spec: GenerationSpec, request_id: str, remaining_s: float | None, tenant: str
+        self,
+        spec: GenerationSpec,
+        request_id: str,
+        remaining_s: float | None,
+        tenant: str,
+        trace: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Event | ArgosyError]:
-        """A generation, for agents; the last event is Finished or an error."""
+        """A generation, for agents, as part of their trace; the last event is Finished or an error."""
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         try:
             stream = self._generation.stream(spec, request_id=request_id, deadline=deadline, tenant=tenant)
-            async with aclosing(stream) as events:
-                async for event in events:
-                    yield event
+            with tracing.incoming("gateway", trace or {}):
+                async with aclosing(stream) as events:
+                    async for event in events:
+                        yield event
         except ArgosyError as error:
             yield error
 

@@ -232,6 +232,26 @@ class ClusterSettings(_Section):
     )
 
 
+class TracingSettings(_Section):
+    """Traces for OpenTelemetry; needs the extra "tracing". See docs/tracing.md."""
+
+    endpoint: str = Field(
+        default="",
+        description="Collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; none turns tracing off.",
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Part of the traces that is kept; callers decide for those they began."
+    )
+    service_name: str = Field(default="argosy", min_length=1, max_length=128, description="The fleet's name in traces.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/@]+/?", value):
+            raise ValueError("must be http://HOST:PORT, or https://HOST:PORT for TLS, without credentials")
+        return value
+
+
 class Settings(BaseSettings):
     """Everything that `argosy serve` and `argosy up` can be told."""
 
@@ -278,6 +298,7 @@ class Settings(BaseSettings):
     adapters: AdapterSettings = AdapterSettings()
     agents: AgentSettings = AgentSettings()
     cluster: ClusterSettings = ClusterSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def models_dir(self) -> Path:

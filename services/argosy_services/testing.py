@@ -1,4 +1,4 @@
-"""A real server on free ports, for tests: Argosy's own and those of programs that call it."""
+"""Real servers on free ports, for tests: Argosy's own and those of programs that call it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from argosy_services.embedded import Build, EmbeddedServer, build_all
 from argosy_services.settings import Settings
@@ -112,6 +112,77 @@ def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0
         for _ in control.follow(ready_s):
             pass
         yield RunningCluster(given)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedSpan:
+    """A span as it arrived. Times are in seconds since 1970; the root of a trace has an empty `parent_id`.
+
+    `failed` says whether its status is an error, `events` are the names of its events.
+    """
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    start: float
+    end: float
+    attributes: Mapping[str, Any]
+    failed: bool
+    events: tuple[str, ...]
+
+
+class Collector:
+    """A collector of traces that keeps what it is sent; `endpoint` is the value for `tracing.endpoint`."""
+
+    def __init__(self, endpoint: str, spans: list[ReceivedSpan]) -> None:
+        self.endpoint = endpoint
+        self.spans = spans
+
+
+@contextmanager
+def run_test_collector() -> Iterator[Collector]:
+    """Takes OTLP over gRPC on a free port, in threads. Needs the extra "tracing"."""
+    import grpc
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+    spans: list[ReceivedSpan] = []
+
+    class Servicer(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            for resource in request.resource_spans:
+                for scope in resource.scope_spans:
+                    spans.extend(map(_received, scope.spans))
+            return pb.ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="collector"))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield Collector(f"http://127.0.0.1:{port}", spans)
+    finally:
+        server.stop(0).wait()
+
+
+def _received(span: Any) -> ReceivedSpan:
+    def plain(value: Any) -> Any:
+        kind = value.WhichOneof("value")
+        found = getattr(value, kind)
+        return [plain(item) for item in found.values] if kind == "array_value" else found
+
+    return ReceivedSpan(
+        name=span.name,
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        parent_id=span.parent_span_id.hex(),
+        start=span.start_time_unix_nano / 1e9,
+        end=span.end_time_unix_nano / 1e9,
+        attributes={item.key: plain(item.value) for item in span.attributes},
+        failed=span.status.code == span.status.STATUS_CODE_ERROR,
+        events=tuple(event.name for event in span.events),
+    )
 
 
 def _free_ports(count: int) -> list[int]:

@@ -18,8 +18,14 @@ from safetensors.torch import save_file
 
 import argosy
 from argosy_services.models.types import LocalModel
-from argosy_services.settings import AdapterSettings, ClusterSettings, GenerationSettings, Settings
-from argosy_services.testing import RunningFleet, run_test_cluster, run_test_server_in_thread
+from argosy_services.settings import AdapterSettings, ClusterSettings, GenerationSettings, Settings, TracingSettings
+from argosy_services.testing import (
+    Collector,
+    RunningFleet,
+    run_test_cluster,
+    run_test_collector,
+    run_test_server_in_thread,
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,19 +34,31 @@ def adapter_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("adapters")
 
 
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """Where the fleet sends the traces that callers ask for."""
+    with run_test_collector() as running:
+        yield running
+
+
 # Which runtimes are held to the suite; `make test-cluster` names those on Ray.
 _RUNTIMES = os.environ.get("ARGOSY_TEST_RUNTIMES", "embedded").split(",")
 
 
 @pytest.fixture(scope="session", params=_RUNTIMES)
 def fleet(
-    request: pytest.FixtureRequest, smollm2: LocalModel, minilm: LocalModel, adapter_root: Path
+    request: pytest.FixtureRequest,
+    smollm2: LocalModel,
+    minilm: LocalModel,
+    adapter_root: Path,
+    collector: Collector,
 ) -> Iterator[RunningFleet]:
     """The running fleet, in float32, in each runtime."""
     settings = Settings(
         generation=GenerationSettings(model=smollm2.name, dtype="float32", kv_cache_tokens=12_288, threads=1),
         embeddings={"model": minilm.name},  # type: ignore[arg-type]
         adapters=AdapterSettings(roots=(adapter_root,)),
+        tracing=TracingSettings(endpoint=collector.endpoint, sample_ratio=0),
         log_level="warning",
     )
     runtime, _, profile = request.param.partition("-")

@@ -42,8 +42,9 @@ class AsyncClient:
         tls: Tls = False,
         timeout: float | None = None,
         retry: RetryPolicy = _DEFAULT_RETRY,
+        trace: bool = False,
     ) -> None:
-        self._config = make_config(address, api_key=api_key, tls=tls, timeout=timeout, retry=retry)
+        self._config = make_config(address, api_key=api_key, tls=tls, timeout=timeout, retry=retry, trace=trace)
 
     @property
     def address(self) -> str:

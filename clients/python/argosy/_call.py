@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import random
 import time
+from typing import Any
+
+from google.protobuf.message import Message
 
 from argosy._channel import DEFAULT_TIMEOUTS
 from argosy._config import Config, check_timeout
 from argosy._metadata import Metadata, make_metadata, make_request_id
 from argosy._status import RpcStatus, to_error
+from argosy._tracing import CallSpan
 from argosy.errors import ArgosyError, CallCancelledError, ConnectError, ResourceExhaustedError, UnavailableError
 
 # They only compute: asking again costs time and changes nothing. An agent's tools may do more.
@@ -50,11 +54,28 @@ class CallPlan:
         self._deadline = Deadline(choose_timeout(timeout, config, DEFAULT_TIMEOUTS[area]))
         self._failures = 0
         self._lost = False
+        self._span: CallSpan | None = None
+
+    def begin(self, request: Any) -> None:
+        """The call with `request` begins; to be said once, before its first attempt."""
+        if self._config.trace and isinstance(request, Message):
+            self._span = CallSpan(_method(request), self.request_id)
+
+    def finish(self, error: ArgosyError | None = None) -> None:
+        """The call is over; only the first time counts."""
+        if self._span is not None:
+            self._span.end("" if error is None else error.reason or type(error).__name__)
 
     def attempt(self) -> tuple[float | None, Metadata]:
         """Timeout and metadata of the next attempt."""
         timeout = self._deadline.remaining()
-        metadata = make_metadata(self._area, request_id=self.request_id, timeout=timeout, api_key=self._config.api_key)
+        metadata = make_metadata(
+            self._area,
+            request_id=self.request_id,
+            timeout=timeout,
+            api_key=self._config.api_key,
+            trace=None if self._span is None else self._span.metadata(),
+        )
         return timeout, metadata
 
     def to_error(self, status: RpcStatus) -> ArgosyError:
@@ -79,6 +100,12 @@ class CallPlan:
         lost = isinstance(error, UnavailableError | CallCancelledError) and not error.reason
         first, self._lost = lost and not self._lost, self._lost or lost
         return first and self._area in _REPEATABLE
+
+
+def _method(request: Message) -> str:
+    """`argosy.api.area.v1.AreaService/Method`: a request's message is named after its method."""
+    package, _, name = request.DESCRIPTOR.full_name.removesuffix("Request").rpartition(".")
+    return f"{package}.{package.split('.')[2].title()}Service/{name}"
 
 
 def _started_nothing(error: ArgosyError) -> bool:

@@ -14,6 +14,7 @@ import grpc.aio
 
 from argosy._call import CallPlan, Deadline, choose_timeout
 from argosy._config import Config
+from argosy.errors import ArgosyError
 
 T = TypeVar("T")
 
@@ -45,6 +46,16 @@ class Caller(_Area):
     def unary(self, rpc: Rpc, request: Any, *, timeout: float | None, request_id: str | None) -> Any:
         """One request, one response. Raises ArgosyError."""
         plan = self.plan(timeout, request_id)
+        plan.begin(request)
+        try:
+            return self._insist(rpc, request, plan)
+        except ArgosyError as error:
+            plan.finish(error)
+            raise
+        finally:
+            plan.finish()
+
+    def _insist(self, rpc: Rpc, request: Any, plan: CallPlan) -> Any:
         while True:
             seconds, metadata = plan.attempt()
             try:
@@ -77,6 +88,16 @@ class AsyncCaller(_Area):
     async def unary(self, rpc: Rpc, request: Any, *, timeout: float | None, request_id: str | None) -> Any:
         """One request, one response. Raises ArgosyError."""
         plan = self.plan(timeout, request_id)
+        plan.begin(request)
+        try:
+            return await self._insist(rpc, request, plan)
+        except ArgosyError as error:
+            plan.finish(error)
+            raise
+        finally:
+            plan.finish()
+
+    async def _insist(self, rpc: Rpc, request: Any, plan: CallPlan) -> Any:
         while True:
             seconds, metadata = plan.attempt()
             try:

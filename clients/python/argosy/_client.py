@@ -30,7 +30,8 @@ class Client:
     counts, then 127.0.0.1:50051. `api_key` (or ARGOSY_API_KEY) goes with each call, in clear text unless `tls` is on:
     True takes the system's root certificates, bytes or a Path a PEM file of your own. `timeout` is the deadline of each
     call in seconds, retries included; every method takes its own as well, and `math.inf` means none. `retry` says when
-    a call that started nothing is tried again.
+    a call that started nothing is tried again. Calls become part of the OpenTelemetry span that is current, if there is
+    one; with `trace` each has a span of its own in there.
 
     Every method raises ArgosyError; `request_id` goes into the server's log, and a new one is made where none is given.
     """
@@ -43,8 +44,9 @@ class Client:
         tls: Tls = False,
         timeout: float | None = None,
         retry: RetryPolicy = _DEFAULT_RETRY,
+        trace: bool = False,
     ) -> None:
-        self._config = make_config(address, api_key=api_key, tls=tls, timeout=timeout, retry=retry)
+        self._config = make_config(address, api_key=api_key, tls=tls, timeout=timeout, retry=retry, trace=trace)
         self._channel = open_channel(self._config)
 
     @property

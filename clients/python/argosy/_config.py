@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from argosy._tracing import check_available
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 Tls: TypeAlias = bool | bytes | Path
@@ -54,10 +56,11 @@ class Config:
     tls: Tls = False
     timeout: float | None = None
     retry: RetryPolicy = RetryPolicy()
+    trace: bool = False
 
 
 def make_config(
-    address: str | None, *, api_key: str | None, tls: Tls, timeout: float | None, retry: RetryPolicy
+    address: str | None, *, api_key: str | None, tls: Tls, timeout: float | None, retry: RetryPolicy, trace: bool
 ) -> Config:
     """Fills in the environment and defaults. Raises ValueError for what can never work."""
     address = address or os.environ.get("ARGOSY_ADDRESS") or DEFAULT_ADDRESS
@@ -65,8 +68,10 @@ def make_config(
         raise ValueError(f"address {address!r} is a URL; give host:port, and tls=True where the server speaks TLS")
     if timeout is not None:
         check_timeout(timeout)
+    if trace:
+        check_available()
     api_key = api_key or os.environ.get("ARGOSY_API_KEY") or None
-    return Config(address=address, api_key=api_key, tls=tls, timeout=timeout, retry=retry)
+    return Config(address=address, api_key=api_key, tls=tls, timeout=timeout, retry=retry, trace=trace)
 
 
 def check_timeout(timeout: float) -> float:

@@ -7,6 +7,8 @@ import re
 import uuid
 from typing import TypeAlias
 
+from argosy._tracing import Pairs, trace_context
+
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -21,13 +23,20 @@ def make_request_id(given: str | None) -> str:
     return given
 
 
-def make_metadata(application: str, *, request_id: str, timeout: float | None, api_key: str | None) -> Metadata:
+def make_metadata(
+    application: str,
+    *,
+    request_id: str,
+    timeout: float | None,
+    api_key: str | None,
+    trace: Pairs | None = None,
+) -> Metadata:
     """Metadata of one attempt. Ray Serve routes by `application` and hides gRPC's deadline from the service, so that
-    the time left is sent as well.
+    the time left is sent as well. With them goes `trace`, or the caller's own if there is one.
     """
     pairs = [("application", application), ("x-request-id", request_id)]
     if timeout is not None:
         pairs.append(("x-argosy-timeout-ms", str(max(0, math.ceil(timeout * 1000)))))
     if api_key is not None:
         pairs.append(("authorization", f"Bearer {api_key}"))
-    return tuple(pairs)
+    return (*pairs, *(trace_context() if trace is None else trace))

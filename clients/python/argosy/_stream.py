@@ -41,6 +41,7 @@ class _Stream(Generic[E]):
         self._reader = reader
         self._began = False
         self._call: Any = None
+        plan.begin(request)
         self._start()
 
     @property
@@ -70,6 +71,7 @@ class _Stream(Generic[E]):
         error = self._plan.to_error(status)
         wait = None if self._began else self._plan.retry_in(error)
         if wait is None:
+            self._plan.finish(error)
             self._cancel()
             raise error from None
         return wait
@@ -78,6 +80,7 @@ class _Stream(Generic[E]):
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
+            self._plan.finish()
 
     def __del__(self) -> None:
         # A constructor that failed leaves no call behind.

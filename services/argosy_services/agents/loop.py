@@ -8,10 +8,10 @@ that would do again what it has done.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 
-from argosy_services import metrics
+from argosy_services import metrics, tracing
 from argosy_services.agents.actions import action_schema, parse_action
 from argosy_services.agents.budget import BudgetSpentError, Meter
 from argosy_services.agents.memory import Answer, Memory, Observation, Thought, ToolRequest
@@ -48,34 +48,38 @@ class Run:
         Raises ArgosyError where the model refuses or fails.
         """
         self._meter = Meter(self._spec.budget)
-        yield self._started
-        outcome = Outcome.ANSWERED
-        try:
-            async with aclosing(self._work()) as events:
-                async for event in events:
-                    yield event
-                    if isinstance(event, Answer):
-                        outcome = self._outcome()
-        except BudgetSpentError as spent:
-            outcome = spent.outcome
-        yield RunFinished(outcome, self._steps, self._calls, self._meter.usage, self._meter.seconds)
+        attributes = {"gen_ai.operation.name": "invoke_agent", "argosy.agent.run_id": self._started.run_id}
+        with tracing.span("invoke_agent", attributes) as span:
+            yield self._started
+            outcome = Outcome.ANSWERED
+            try:
+                async with aclosing(self._work()) as events:
+                    async for event in events:
+                        yield event
+                        if isinstance(event, Answer):
+                            outcome = self._outcome()
+            except BudgetSpentError as spent:
+                outcome = spent.outcome
+            span.set({"argosy.agent.outcome": outcome.value, "argosy.agent.steps": self._steps})
+            yield RunFinished(outcome, self._steps, self._calls, self._meter.usage, self._meter.seconds)
 
     async def _work(self) -> AsyncGenerator[ThoughtDelta | ToolRequest | Observation | Answer]:
         while True:
             self._meter.check()
             self._steps += 1
             metrics.AGENT_STEPS.inc()
-            async with aclosing(self._think()) as deltas:
-                async for delta in deltas:
-                    yield delta
-            action = await self._act()
-            self._memory.add(action)
-            yield action
-            if isinstance(action, Answer):
-                return
-            observation = await self._use(action)
-            self._memory.add(observation)
-            yield observation
+            with tracing.span("step", {"argosy.agent.step": self._steps}):
+                async with aclosing(self._think()) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                action = await self._act()
+                self._memory.add(action)
+                yield action
+                if isinstance(action, Answer):
+                    return
+                observation = await self._use(action)
+                self._memory.add(observation)
+                yield observation
 
     async def _think(self) -> AsyncGenerator[ThoughtDelta]:
         thought = ""
@@ -107,12 +111,19 @@ class Run:
 
     async def _use(self, request: ToolRequest) -> Observation:
         self._calls += 1
-        result = await call(self._tools[request.tool], request.arguments, at_most_s=self._meter.seconds_left())
+        attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": request.tool,
+            "gen_ai.tool.call.id": request.call_id,
+        }
+        with tracing.span(f"execute_tool {request.tool}", attributes) as span:
+            result = await call(self._tools[request.tool], request.arguments, at_most_s=self._meter.seconds_left())
+            span.set({"argosy.tool.result": result.status})
         metrics.TOOL_CALLS.labels(tool=request.tool, result=result.status).inc()
         return Observation(request.step, request.call_id, result.text, result.is_error, result.seconds)
 
     async def _write(self, completion: Completion) -> AsyncGenerator[Chunk]:
-        async with aclosing(self._model.complete(completion)) as chunks:  # type: ignore[type-var]
+        async with self._completing(completion) as chunks:
             while True:
                 chunk = await self._meter.in_time(anext(chunks))
                 if chunk.finished:
@@ -120,6 +131,12 @@ class Run:
                 yield chunk
                 if chunk.finished:
                     return
+
+    @asynccontextmanager
+    async def _completing(self, completion: Completion) -> AsyncIterator[AsyncIterator[Chunk]]:
+        with tracing.span(f"chat {completion.model}"):
+            async with aclosing(self._model.complete(completion)) as chunks:  # type: ignore[type-var]
+                yield chunks
 
     def _completion(self, most: int, *, stop: tuple[str, ...] = (), json_schema: str | None = None) -> Completion:
         self._completions += 1

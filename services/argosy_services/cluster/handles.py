@@ -20,6 +20,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
+from argosy_services import tracing
 from argosy_services.cluster.remote_engine import ReplicaLost
 from argosy_services.engine.base import AdapterWeights, Grammar
 from argosy_services.errors import ArgosyError, Reason, model_not_found
@@ -183,7 +184,8 @@ class HandleGeneration:
     ) -> AsyncGenerator[Event]:
         """See `GenerationService.stream`."""
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-        events: Any = service("generation").options(stream=True).events.remote(spec, request_id, remaining, tenant)
+        gateways: Any = service("generation").options(stream=True)
+        events = gateways.events.remote(spec, request_id, remaining, tenant, tracing.outgoing())
         try:
             async for event in events:
                 yield _value(event)

@@ -1,4 +1,4 @@
-"""What every replica does first: settings, logs, and a page of metrics that Prometheus can find."""
+"""What every replica does first: settings, logs, traces, and a page of metrics that Prometheus can find."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from pathlib import Path
 from prometheus_client import start_http_server
 from ray import serve
 
-from argosy_services import logs
+from argosy._version import __version__
+from argosy_services import logs, tracing
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.gate import Gate
 from argosy_services.settings import Settings
+
+_FLUSH_S = 1.0
 
 
 class Replica:
@@ -28,6 +31,7 @@ class Replica:
         self.auth = Authenticator.of(self.settings)
         self.gate = Gate()
         self.gate.open()
+        self._tracing = tracing.start(self.settings.tracing, version=__version__)
         self._target = _publish_metrics(self.settings)
 
     def reconfigure(self, live: Mapping[str, object]) -> Settings:
@@ -41,8 +45,10 @@ class Replica:
         return self.settings
 
     def close(self) -> None:
-        """Withdraws the metrics' address."""
+        """Withdraws the metrics' address and sends the last spans."""
         self._target.unlink(missing_ok=True)
+        if self._tracing is not None:
+            self._tracing.stop(_FLUSH_S)
 
 
 def _publish_metrics(settings: Settings) -> Path:

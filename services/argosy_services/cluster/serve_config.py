@@ -18,6 +18,8 @@ _MANY = 1_000
 _SECRET = {"api_keys", "priority_keys", "tls_certificate", "tls_key"}
 # Of the sections of other services, and of the cluster's: names of models, and where the fleet keeps its notes.
 _SHARED = {"model", "dashboard_port"}
+# Sections that concern all.
+_COMMON = {"tracing"}
 _ROUTING_STATS_S = 0.5
 
 _SMALL = {
@@ -104,7 +106,7 @@ def _split(settings: Settings, area: str) -> tuple[dict[str, Any], dict[str, Any
             (live if name in live_fields(Settings) else fixed)[name] = value
             continue
         changing = live_fields(type(getattr(settings, name)))
-        needed = set(value) if name == area else set(value) & _SHARED
+        needed = set(value) if name == area or name in _COMMON else set(value) & _SHARED
         if rest := {key: value[key] for key in value if key in needed - changing}:
             fixed[name] = rest
         if rest := {key: value[key] for key in value if key in needed & changing}:

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy_services.embeddings.batcher import BatchEncoder, Batcher
+from argosy_services import tracing
+from argosy_services.embeddings.batcher import BatchEncoder, Batcher, Job
 from argosy_services.embeddings.types import EmbeddingModelInfo, Embeddings, StageTimings
 from argosy_services.errors import invalid_field, model_not_found, prompt_too_long, tokenizer_mismatch
 from argosy_services.rpc import validate
@@ -82,11 +83,14 @@ class EmbeddingsService:
         encoder = self._model(model)
         _check(texts, encoder.info, dimensions, tokenizer_fingerprint)
         with self._batcher.admit(len(texts)) as job:
-            encodings = await _tokenize(encoder, texts)
+            with tracing.span("tokenize", {"argosy.texts": len(texts)}):
+                encodings = await _tokenize(encoder, texts)
             tokenized = time.monotonic()
             if not truncate:
                 _check_lengths(encodings, encoder.info)
             vectors = await job.run(encoder, [encoding.ids for encoding in encodings])
+        if (trace := tracing.here()) is not None:
+            _record(trace, encoder.info.name, job, sum(len(encoding.ids) for encoding in encodings))
         vectors = vectors[:, :dimensions]
         if encoder.info.normalizes if normalize is None else normalize:
             vectors = _normalized(vectors)
@@ -103,6 +107,20 @@ class EmbeddingsService:
         if found is None:
             raise model_not_found(name, sorted(self._models))
         return found
+
+
+def _record(trace: tracing.LiveSpan, model: str, job: Job, tokens: int) -> None:
+    """Adds the stages of a finished job to the span of its call."""
+    trace.set(
+        {
+            "gen_ai.operation.name": "embeddings",
+            "gen_ai.provider.name": "argosy",
+            "gen_ai.response.model": model,
+            "gen_ai.usage.input_tokens": tokens,
+        }
+    )
+    trace.stage("queue", job.queued, job.started)
+    trace.stage("compute", job.started, job.finished, {"argosy.texts": len(job.ids)})
 
 
 async def _tokenize(encoder: TextEncoder, texts: Sequence[str]) -> list[Encoding]:

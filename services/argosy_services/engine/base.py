@@ -121,11 +121,17 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a sequence spent: waiting for a place, until its first token, from there to its last."""
+    """Seconds that a sequence spent: waiting for a place, until its first token, from there to its last.
+
+    `grammar_s` of `queue_s` its grammar was compiled. `preempted_s` are the times, in seconds since its arrival, at
+    which it lost its place to others.
+    """
 
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    grammar_s: float = 0.0
+    preempted_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

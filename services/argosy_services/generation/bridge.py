@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from itertools import islice
 from types import TracebackType
 
 import structlog
 
+from argosy_services import tracing
 from argosy_services.engine.base import Finish, Request, SequenceRunner, StepOutput
 from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 from argosy_services.generation.progress import Meters, Progress
 
 log = structlog.get_logger("argosy.generation")
+
+# Sequences of one request that have spans of their own; a call that scores may have hundreds.
+_MOST_TRACED = 32
 
 
 class EngineBridge:
@@ -86,6 +91,7 @@ class Run:
         self._due = 0.0
         self._wake: asyncio.TimerHandle | None = None
         self._bridge = bridge
+        self._trace = tracing.here()
         self._deadline = deadline
         self._timer: asyncio.TimerHandle | None = None
         self._inbox: list[StepOutput] = []
@@ -106,6 +112,8 @@ class Run:
             if timer is not None:
                 timer.cancel()
         self._cancel_all()
+        if self._trace is not None:
+            self._record(self._trace)
 
     def submit(self, request: Request) -> None:
         """Gives a sequence to the engine. Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED."""
@@ -170,6 +178,13 @@ class Run:
     def _tell_now(self) -> None:
         self._wake = None
         self._news.set()
+
+    def _record(self, trace: tracing.LiveSpan) -> None:
+        """Makes spans of what the engine did, and of how long its last output took to whoever read it."""
+        for progress in islice(self.progress.values(), _MOST_TRACED):
+            progress.record(trace)
+        if last := [progress.last for progress in self.progress.values() if progress.began]:
+            trace.stage("deliver", max(last), time.monotonic())
 
     def _cancel_all(self) -> None:
         for request_id in tuple(self._running):

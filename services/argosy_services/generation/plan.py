@@ -8,6 +8,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from argosy_services import tracing
 from argosy_services.engine.base import Grammar, Request, SequenceRunner
 from argosy_services.errors import ArgosyError
 from argosy_services.generation import options
@@ -40,7 +41,8 @@ async def plan(
     options.check_standing("spec.", spec.priority, spec.cache_salt)
     options.check(asked, info)
     start = time.perf_counter()
-    ids = await prompt_ids(spec.prompt, tokenizer, info)
+    with tracing.span("tokenize"):
+        ids = await prompt_ids(spec.prompt, tokenizer, info)
     tokenization_s = time.perf_counter() - start
     limit = max_tokens(asked, len(ids), info)
     if asked.min_tokens > limit:
@@ -74,7 +76,8 @@ async def _grammar(spec: GenerationSpec, engine: SequenceRunner) -> Grammar | No
         return None
     grammar = grammar_of(spec.form)
     try:
-        await asyncio.to_thread(engine.check_grammar, grammar)
+        with tracing.span("check grammar"):
+            await asyncio.to_thread(engine.check_grammar, grammar)
     except ArgosyError as error:
         # The engine does not know in which field of a request the grammar came.
         metadata = {**error.metadata, "field": field_of(spec.form)}

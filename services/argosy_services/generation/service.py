@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
+from argosy_services import tracing
 from argosy_services.engine.base import SequenceRunner, StepOutput
 from argosy_services.errors import ArgosyError, Reason, model_not_found, tokenizer_mismatch
 from argosy_services.generation import scoring
@@ -15,6 +16,7 @@ from argosy_services.generation.answer import ChoiceWriter
 from argosy_services.generation.bridge import EngineBridge, Run
 from argosy_services.generation.collect import collect
 from argosy_services.generation.deadline import until
+from argosy_services.generation.describe import described
 from argosy_services.generation.options import check_standing
 from argosy_services.generation.plan import plan
 from argosy_services.generation.ports import AdapterLeases, Lease
@@ -111,6 +113,8 @@ class GenerationService:
             cached_tokens=min(sequence.cached_tokens for sequence in progress),
             completion_tokens=sum(writer.token_count for writer in job.writers.values()),
         )
+        if (trace := tracing.here()) is not None:
+            trace.set(described(spec, served.local.name, usage, job.writers.values()))
         yield Finished(usage, _timings(progress, job.tokenization_s, arrived))
 
     async def generate(
@@ -128,7 +132,8 @@ class GenerationService:
         served = self._served(spec.model, spec.tokenizer_fingerprint)
         check_standing("", spec.priority, spec.cache_salt)
         async with until(deadline):
-            sequences = await scoring.sequences(spec.items, served.tokenizer, served.engine.info)
+            with tracing.span("tokenize"):
+                sequences = await scoring.sequences(spec.items, served.tokenizer, served.engine.info)
         tokenization_s = time.monotonic() - arrived
         run = self._bridges[served.local.name].run(deadline)
         sequence_id = self._sequence_id(request_id)
@@ -170,7 +175,10 @@ class GenerationService:
         if not adapter:
             yield None
             return
-        async with self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter))) as lease:
+        async with AsyncExitStack() as held:
+            with tracing.span("wait for adapter", {"argosy.adapter": adapter}):
+                taking = self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter)))
+                lease = await held.enter_async_context(taking)
             yield lease
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 import structlog
 from google.protobuf.message import Message
 
-from argosy_services import metrics
+from argosy_services import metrics, tracing
 from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 from argosy_services.rpc import status
 from argosy_services.rpc.auth import Authenticator
@@ -111,6 +111,7 @@ def _observed(servicer: Servicer, method: str, grpc_context: Any) -> Iterator[_A
     call = attempt.call
     # Never unbound: both runtimes run each call in a task, and so in a context, of its own.
     structlog.contextvars.bind_contextvars(request_id=call.request_id)
+    span = tracing.open_call(servicer.SERVICE, method, call.metadata, call.request_id)
     code, start = "OK", time.monotonic()
     metrics.RPC_RUNNING.labels(**labels).inc()
     try:
@@ -130,6 +131,7 @@ def _observed(servicer: Servicer, method: str, grpc_context: Any) -> Iterator[_A
         metrics.RPC_SECONDS.labels(**labels).observe(seconds)
         metrics.RPC_TOTAL.labels(**labels, code=code, reason=reason).inc()
         log.info("rpc", **labels, code=code, reason=reason, ms=round(seconds * 1000, 1), request_id=call.request_id)
+        span.end_call(code, reason)
 
 
 @contextmanager

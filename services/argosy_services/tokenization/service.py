@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from argosy_services import metrics
+from argosy_services import metrics, tracing
 from argosy_services.errors import model_not_found
 from argosy_services.rpc import validate
 from argosy_services.tokenization.backend import Tokenizer
@@ -115,7 +115,8 @@ class TokenizationService:
             validate.text_size("chat", text, limit_bytes=MAX_TEXT_BYTES)
             return text
 
-        return await self._on_thread(work)
+        with tracing.span("render chat"):
+            return await self._on_thread(work)
 
     async def files(self, model: str) -> AsyncIterator[FileStart | bytes]:
         """The tokenizer's files: for each its start, then its bytes in order. Raises MODEL_NOT_FOUND."""
@@ -136,8 +137,9 @@ class TokenizationService:
         self, tokenizer: Tokenizer, inputs: Sequence[S], work: Callable[[Sequence[S]], list[T]]
     ) -> list[T]:
         results: list[T] = []
-        for portion in portions(inputs):
-            results += await self._on_thread(lambda portion=portion: work(portion))
+        with tracing.span("tokenize", {"argosy.texts": len(inputs)}):
+            for portion in portions(inputs):
+                results += await self._on_thread(lambda portion=portion: work(portion))
         metrics.TOKENIZED_TEXTS.labels(model=tokenizer.model).inc(len(inputs))
         return results
 

@@ -116,6 +116,9 @@ def test_the_youngest_is_put_back_when_blocks_run_out() -> None:
         order += [item.request.id for item in (old, young) if item.generated == 9 and item.request.id not in order]
     assert order == ["old", "young"]
     assert scheduler.preemptions >= 1
+    lost = [item.timings(time.monotonic()).preempted_s for item in (old, young)]
+    assert [len(times) for times in lost] == [0, scheduler.preemptions]
+    assert all(at > young.admitted - young.arrived for at in lost[1])
 
 
 def test_a_leaked_block_is_found() -> None:

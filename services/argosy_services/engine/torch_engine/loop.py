@@ -129,6 +129,7 @@ class EngineLoop(threading.Thread):
             return  # It was cancelled, or its adapter left.
         try:
             sequence.matcher = matcher.result()
+            sequence.compiled = time.monotonic()
         except ArgosyError as error:
             self._fail(sequence, error)
         else:

@@ -172,6 +172,7 @@ class Scheduler:
         sequence.computed = 0
         self.waiting.add(sequence)
         self._put_back.add(sequence)
+        sequence.preempted.append(time.monotonic())
         self.preemptions += 1
 
     def check_integrity(self) -> None:

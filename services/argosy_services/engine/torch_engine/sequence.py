@@ -15,7 +15,7 @@ class Sequence:
     `tokens` are prompt and answer; `computed` of them have their keys and values in the blocks of `table`, of which
     `cached` tokens were found there on admission. `digests` name the full blocks; see `kv_cache.py`. `scores`
     collects what a scoring request asked for. `matcher` is the state of its grammar, None without one. Times are those
-    of `time.monotonic()`, 0 until they come.
+    of `time.monotonic()`, 0 until they come; `preempted` are those at which it lost its blocks.
 
     `number` counts sequences by arrival. `rank` is its priority, and the highest once its turn has come although others
     were before it. `charged` tokens were put on its tenant's account; see `fair_queue.py`.
@@ -24,6 +24,7 @@ class Sequence:
     request: Request
     tokens: list[int]
     arrived: float = field(default_factory=time.monotonic)
+    compiled: float = 0.0
     admitted: float = 0.0
     first_token: float = 0.0
     computed: int = 0
@@ -36,6 +37,7 @@ class Sequence:
     number: int = -1
     rank: int = 0
     charged: int = 0
+    preempted: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, request: Request) -> Sequence:
@@ -61,4 +63,10 @@ class Sequence:
     def timings(self, now: float) -> Timings:
         """Where the time went until now."""
         first = self.first_token or now
-        return Timings(queue_s=self.admitted - self.arrived, prefill_s=first - self.admitted, decode_s=now - first)
+        return Timings(
+            queue_s=self.admitted - self.arrived,
+            prefill_s=first - self.admitted,
+            decode_s=now - first,
+            grammar_s=max(0.0, self.compiled - self.arrived),
+            preempted_s=tuple(at - self.arrived for at in self.preempted),
+        )

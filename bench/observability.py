@@ -1,0 +1,75 @@
+"""What it costs to be watched: tokens per second at 32 streams, with nothing and with all that can be turned on.
+
+    python bench/observability.py [pairs of servers]
+
+Each side is a server in a process of its own, and the rounds go from one to the other. Two equal processes can differ by
+some percent for as long as they live, so that several pairs are started, each side first in turn. Every call is traced,
+and the collector is this process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+from serving import served
+
+import argosy
+from argosy_services.testing import run_test_collector
+
+STREAMS = 32
+TOKENS = 64
+ROUNDS = 6
+BAR = 0.02
+
+
+def tokens_per_second(client: argosy.Client) -> float:
+    """All streams begin together and have as many tokens."""
+
+    def stream(number: int) -> int:
+        answer = client.generation.stream(f"Harbour {number} at night is", max_tokens=TOKENS, ignore_eos=True)
+        return answer.result().usage.completion_tokens
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(STREAMS) as threads:
+        tokens = sum(threads.map(stream, range(STREAMS)))
+    return tokens / (time.perf_counter() - started)
+
+
+def compare(settings: Mapping[str, Mapping[str, str]]) -> dict[str, list[float]]:
+    """Tokens per second of each side in each round, after one that does not count; servers start in the order given."""
+    found: dict[str, list[float]] = {name: [] for name in settings}
+    with ExitStack() as running:
+        sides = {name: running.enter_context(served(**own)) for name, own in settings.items()}
+        for number in range(ROUNDS + 1):
+            for name in sorted(sides, reverse=number % 2 == 1):
+                rate = tokens_per_second(sides[name])
+                if number:
+                    found[name].append(rate)
+    print(", ".join(f"{name} {statistics.median(rates):.1f}/s" for name, rates in found.items()), flush=True)
+    return found
+
+
+def main() -> None:
+    """Prints the rates of both sides and what the one with everything on loses."""
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 8
+    found: dict[str, list[float]] = {"off": [], "on": []}
+    with run_test_collector() as collector:
+        watched = {"off": {}, "on": {"ARGOSY_TRACING__ENDPOINT": collector.endpoint}}
+        for number in range(pairs):
+            order = sorted(watched, reverse=number % 2 == 1)
+            for name, rates in compare({name: watched[name] for name in order}).items():
+                found[name] += rates
+    calls = sum(span.parent_id == "" for span in collector.spans)
+    cost = 1 - statistics.median(on / off for on, off in zip(found["on"], found["off"], strict=True))
+    print(f"off {statistics.median(found['off']):.1f} tokens/s, on {statistics.median(found['on']):.1f} tokens/s")
+    print(f"{len(collector.spans)} spans of {calls} calls arrived")
+    print(f"cost {cost:+.1%} (at most {BAR:.0%})")
+
+
+if __name__ == "__main__":
+    main()
