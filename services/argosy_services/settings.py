@@ -171,6 +171,23 @@ class AdapterSettings(_Section):
     )
 
 
+class DatabaseSettings(_Section):
+    """What must outlive a process: which adapters there are, and under which aliases."""
+
+    dsn: SecretStr = Field(
+        default=SecretStr(""),
+        description="postgresql://user:password@host/name, for several servers that shall agree, or "
+        "sqlite:////absolute/file; empty takes argosy.db in the data directory.",
+    )
+
+    @field_validator("dsn")
+    @classmethod
+    def _refuse_other_databases(cls, dsn: SecretStr) -> SecretStr:
+        if dsn.get_secret_value() and not re.match(r"postgres(ql)?(\+psycopg)?://|sqlite:////", dsn.get_secret_value()):
+            raise ValueError("database.dsn is neither postgresql://user@host/name nor sqlite:////absolute/file")
+        return dsn
+
+
 class AgentSettings(_Section):
     """Bounds of agent runs."""
 
@@ -296,6 +313,7 @@ class Settings(BaseSettings):
     generation: GenerationSettings = GenerationSettings()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     adapters: AdapterSettings = AdapterSettings()
+    database: DatabaseSettings = DatabaseSettings()
     agents: AgentSettings = AgentSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracing: TracingSettings = TracingSettings()
@@ -304,6 +322,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Root of the model store."""
         return self.data_dir / "models"
+
+    @property
+    def database_dsn(self) -> str:
+        """Where the SQL store is."""
+        return self.database.dsn.get_secret_value() or f"sqlite:///{self.data_dir / 'argosy.db'}"
 
     @property
     def adapter_roots(self) -> tuple[Path, ...]:

@@ -41,6 +41,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.STARTING: grpc.StatusCode.UNAVAILABLE,
     Reason.DRAINING: grpc.StatusCode.UNAVAILABLE,
     Reason.ENGINE_FAILED: grpc.StatusCode.UNAVAILABLE,
+    Reason.STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.INVALID_CREDENTIALS: grpc.StatusCode.UNAUTHENTICATED,
     Reason.NOT_PERMITTED: grpc.StatusCode.PERMISSION_DENIED,
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -72,6 +72,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server finishes what runs and takes nothing new. Carries RetryInfo."""
     ERROR_REASON_ENGINE_FAILED: _ErrorReason.ValueType  # 72
     """UNAVAILABLE: the engine stopped after a fatal fault. Carries RetryInfo."""
+    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 73
+    """UNAVAILABLE: the server's database cannot be used; generation goes on meanwhile. Carries RetryInfo."""
     ERROR_REASON_INVALID_CREDENTIALS: _ErrorReason.ValueType  # 80
     """UNAUTHENTICATED: the call carries no valid API key. Metadata: none."""
     ERROR_REASON_NOT_PERMITTED: _ErrorReason.ValueType  # 81
@@ -142,6 +144,8 @@ ERROR_REASON_DRAINING: ErrorReason.ValueType  # 71
 """UNAVAILABLE: the server finishes what runs and takes nothing new. Carries RetryInfo."""
 ERROR_REASON_ENGINE_FAILED: ErrorReason.ValueType  # 72
 """UNAVAILABLE: the engine stopped after a fatal fault. Carries RetryInfo."""
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 73
+"""UNAVAILABLE: the server's database cannot be used; generation goes on meanwhile. Carries RetryInfo."""
 ERROR_REASON_INVALID_CREDENTIALS: ErrorReason.ValueType  # 80
 """UNAUTHENTICATED: the call carries no valid API key. Metadata: none."""
 ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 81
