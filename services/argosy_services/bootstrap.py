@@ -15,12 +15,15 @@ from argosy_services import metrics
 from argosy_services.adapters.leases import LocalLeases
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.servicer import AdaptersServicer
-from argosy_services.agents.local_model import LocalChatModel
-from argosy_services.agents.ports import Generation
+from argosy_services.agents.local_model import LocalChatModel, LocalEmbedder
+from argosy_services.agents.ports import Embedder, Generation
 from argosy_services.agents.service import AgentsService
 from argosy_services.agents.servicer import AgentsServicer
+from argosy_services.agents.store import RunStore
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
+from argosy_services.agents.tools.dates import Calendar
+from argosy_services.agents.tools.units import UnitConverter
 from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import AdapterHost, Engine, EngineStats
@@ -34,6 +37,7 @@ from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import MethodTable
 from argosy_services.rpc.gate import Gate
 from argosy_services.settings import Settings
+from argosy_services.storage.database import Database
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.service import TokenizationService
 from argosy_services.tokenization.servicer import TokenizationServicer
@@ -55,7 +59,8 @@ class Fleet:
             LocalLeases(self.adapters),
             stream_interval_s=settings.generation.stream_interval_ms / 1000,
         )
-        self.agents = make_agents(settings, self.generation)
+        self.database = Database(settings.database_dsn)
+        self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
         self._model = language.name
 
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
@@ -71,14 +76,17 @@ class Fleet:
         self.generation.start()
         self.adapters.start()
         self.embeddings.start()
+        await self.agents.start()
         watch_engine(self._model, self.engine)
 
     async def close(self) -> None:
         """Stops what `start` started, callers before what they call."""
+        await self.agents.close()
         await self.adapters.close()
         await asyncio.to_thread(self.generation.close)
         await asyncio.to_thread(self.embeddings.close)
         await asyncio.to_thread(self.tokenization.close)
+        await asyncio.to_thread(self.database.close)
 
 
 def build(settings: Settings) -> Fleet:
@@ -150,9 +158,16 @@ def make_adapters(settings: Settings, hosts: Mapping[str, AdapterHost]) -> Adapt
     )
 
 
-def make_agents(settings: Settings, generation: Generation) -> AgentsService:
-    """The agents service over the generation service, with the tools that are safe for everybody."""
-    return AgentsService(LocalChatModel(generation), [Calculator(), Clock()], max_running=settings.agents.max_running)
+def make_agents(settings: Settings, generation: Generation, database: Database, embedder: Embedder) -> AgentsService:
+    """The agents service over the generation service."""
+    return AgentsService(
+        LocalChatModel(generation),
+        [Calculator(), Clock(), Calendar(), UnitConverter()],
+        RunStore(database, keep_runs=settings.agents.keep_runs),
+        max_running=settings.agents.max_running,
+        embedder=embedder,
+        wait_s=settings.agents.wait_seconds,
+    )
 
 
 def _add(server: MethodTable, add: Callable[[Any, Any], None], servicer: object) -> None:

@@ -172,7 +172,7 @@ class AdapterSettings(_Section):
 
 
 class DatabaseSettings(_Section):
-    """What must outlive a process: which adapters there are, and under which aliases."""
+    """What must outlive a process: adapters with their aliases, and runs of agents."""
 
     dsn: SecretStr = Field(
         default=SecretStr(""),
@@ -193,6 +193,12 @@ class AgentSettings(_Section):
 
     max_running: int = Field(
         default=32, ge=1, description="Most runs at once; one more is refused.", json_schema_extra=_LIVE
+    )
+    keep_runs: int = Field(
+        default=10_000, ge=1, description="Finished runs of one API key that are kept; older ones are deleted."
+    )
+    wait_seconds: float = Field(
+        default=86_400.0, gt=0, description="How long a run waits for an approval, or for a result of its caller's."
     )
 
 

@@ -82,6 +82,7 @@ class GenerationService:
             tokenizer_fingerprint=served.tokenizer.fingerprint,
             model_fingerprint=served.local.fingerprint,
             is_default=served.local.name == self._default,
+            announces_tools=served.tokenizer.announces_tools,
         )
 
     async def stream(

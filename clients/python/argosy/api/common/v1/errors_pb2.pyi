@@ -46,6 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such adapter here. Metadata: adapter."""
     ERROR_REASON_TOOL_NOT_FOUND: _ErrorReason.ValueType  # 22
     """NOT_FOUND: no such tool here. Metadata: tool."""
+    ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 24
+    """NOT_FOUND: no such agent run here. Metadata: run_id."""
     ERROR_REASON_ADAPTER_EXISTS: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
     ERROR_REASON_ADAPTER_NOT_READY: _ErrorReason.ValueType  # 40
@@ -58,6 +60,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
+    ERROR_REASON_RUN_STATE: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION: the agent run cannot do this where it stands. Metadata: run_id, state."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
     RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
@@ -118,6 +122,8 @@ ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 21
 """NOT_FOUND: no such adapter here. Metadata: adapter."""
 ERROR_REASON_TOOL_NOT_FOUND: ErrorReason.ValueType  # 22
 """NOT_FOUND: no such tool here. Metadata: tool."""
+ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 24
+"""NOT_FOUND: no such agent run here. Metadata: run_id."""
 ERROR_REASON_ADAPTER_EXISTS: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
 ERROR_REASON_ADAPTER_NOT_READY: ErrorReason.ValueType  # 40
@@ -130,6 +136,8 @@ ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
+ERROR_REASON_RUN_STATE: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION: the agent run cannot do this where it stands. Metadata: run_id, state."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
 RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
