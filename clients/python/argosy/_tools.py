@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
 import re
 import types
@@ -50,7 +49,7 @@ def tool(
 ) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
     """Makes a tool of a function: `@tool`, or `@tool(effect="read")` for one that may be called again after a crash.
 
-    Parameters need type hints: str, int, float, bool, None, Literal, an Enum of texts, list, dict with texts as keys,
+    Parameters need type hints: str, int, float, bool, None, Literal, list, dict with texts as keys,
     and unions of them. The docstring's first paragraph is the description, its section "Args:" describes parameters.
     Raises TypeError for any other function.
     """
@@ -95,8 +94,6 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return {"enum": list(inner)}
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return {"enum": [member.value for member in hint]}
     if origin in (Union, types.UnionType):
         return {"anyOf": [_schema(part, where) for part in inner]}
     if origin in (list, tuple, Sequence) or hint is list:

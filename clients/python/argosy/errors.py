@@ -11,7 +11,8 @@ ArgosyError
 ├── NotFoundError                  NOT_FOUND
 │   ├── ModelNotFoundError
 │   ├── AdapterNotFoundError
-│   └── ToolNotFoundError
+│   ├── ToolNotFoundError
+│   └── RunNotFoundError
 ├── AlreadyExistsError             ALREADY_EXISTS
 │   └── AdapterExistsError         the name is taken by an adapter with other content
 ├── FailedPreconditionError        FAILED_PRECONDITION: something else must change first
@@ -19,7 +20,8 @@ ArgosyError
 │   ├── AdapterInvalidError        the adapter's files cannot be served
 │   ├── WrongBaseModelError        the adapter was trained for another model
 │   ├── TokenizerMismatchError     the caller's tokenizer is not the model's
-│   └── ChatTemplateMissingError   the model has no chat template
+│   ├── ChatTemplateMissingError   the model has no chat template
+│   └── RunStateError              the agent run cannot do this where it stands
 ├── ResourceExhaustedError         RESOURCE_EXHAUSTED
 │   ├── QueueFullError             too many requests wait already
 │   ├── KVCacheFullError           the sequence can never fit in the key-value cache
@@ -143,6 +145,10 @@ class ToolNotFoundError(NotFoundError):
     """The server has no such tool. `metadata`: tool."""
 
 
+class RunNotFoundError(NotFoundError):
+    """The server has no such agent run, or it is another key's. `metadata`: run_id."""
+
+
 class AlreadyExistsError(ArgosyError):
     """Something of that name is there already."""
 
@@ -157,6 +163,10 @@ class FailedPreconditionError(ArgosyError):
     """The request is right but something else must change first; repeating it does not help."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class RunStateError(FailedPreconditionError):
+    """The agent run cannot do this where it stands. `metadata`: run_id, state."""
 
 
 class AdapterNotReadyError(FailedPreconditionError):

@@ -70,9 +70,11 @@ def calls_form(tools: Sequence[Tool], *, required: bool, most: int) -> Grammar |
         "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
     }
     reply = "calls" if required else "calls | TEXT"
+    others = min(most, MAX_PARALLEL_CALLS) - 1
+    more = f' ("\\n" call){{0,{others}}}' if others else ""
     lines = [
         f"start: {reply}",
-        f'calls: call ("\\n" call){{0,{min(most, MAX_PARALLEL_CALLS) - 1}}}',
+        f"calls: call{more}",
         f"call: {json.dumps(_OPEN)} object {json.dumps(_CLOSE)}",
         f"object: %json {json.dumps(schema)}",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
@@ -44,7 +44,8 @@ class SchemaTool:
     def validate(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """The arguments themselves. Raises InvalidArgumentsError."""
         problems = [
-            f"{problem.json_path}: {problem.message[:200]}" for problem in self._validator.iter_errors(dict(arguments))
+            f"{problem.json_path}: {problem.message[:200]}"
+            for problem in self._validator.iter_errors(cast(Any, arguments))
         ]
         if problems:
             raise InvalidArgumentsError("; ".join(problems[:5]))
