@@ -20,10 +20,7 @@ from argosy_services.agents.ports import Embedder, Generation
 from argosy_services.agents.service import AgentsService
 from argosy_services.agents.servicer import AgentsServicer
 from argosy_services.agents.store import RunStore
-from argosy_services.agents.tools.calculator import Calculator
-from argosy_services.agents.tools.clock import Clock
-from argosy_services.agents.tools.dates import Calendar
-from argosy_services.agents.tools.units import UnitConverter
+from argosy_services.agents.toolbox import Toolbox
 from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import AdapterHost, Engine, EngineStats
@@ -160,12 +157,14 @@ def make_adapters(settings: Settings, hosts: Mapping[str, AdapterHost]) -> Adapt
 
 def make_agents(settings: Settings, generation: Generation, database: Database, embedder: Embedder) -> AgentsService:
     """The agents service over the generation service."""
+    toolbox = Toolbox(settings.agents)
     return AgentsService(
         LocalChatModel(generation),
-        [Calculator(), Clock(), Calendar(), UnitConverter()],
+        toolbox.safe(),
         RunStore(database, keep_runs=settings.agents.keep_runs),
         max_running=settings.agents.max_running,
         embedder=embedder,
+        toolbox=toolbox,
         wait_s=settings.agents.wait_seconds,
     )
 

@@ -17,6 +17,7 @@ from argosy_services.agents.run import LiveRun
 from argosy_services.agents.runlog import RunLog
 from argosy_services.agents.store import RunStore
 from argosy_services.agents.strategies import WAYS
+from argosy_services.agents.toolbox import Toolbox
 from argosy_services.agents.tools.base import Tool
 from argosy_services.agents.tools.rates import Rates
 from argosy_services.agents.tools.registry import ToolRegistry
@@ -52,10 +53,10 @@ class AgentsService:
         *,
         max_running: int,
         embedder: Embedder | None = None,
-        hidden: Sequence[str] = (),
+        toolbox: Toolbox | None = None,
         wait_s: float = 86_400.0,
     ) -> None:
-        """`hidden` are secrets of tools, which no prompt may hold; `wait_s` is how long a run waits for a person or its
+        """`toolbox` has the tools that must be opened first; `wait_s` is how long a run waits for a person or its
         caller. Raises ValueError for tools that cannot stand beside each other.
         """
         self._model = model
@@ -63,19 +64,23 @@ class AgentsService:
         self._store = store
         self.max_running = max_running
         self._embedder = embedder
-        self._hidden = tuple(hidden)
+        self._toolbox = toolbox
         self._wait_s = wait_s
         self._rates = Rates()
         self._live: dict[str, LiveRun] = {}
         self._starting = 0
 
     async def start(self) -> None:
-        """Makes the tables."""
+        """Makes the tables and opens the toolbox. Raises what that raises, and ValueError for names that are taken."""
         await asyncio.to_thread(self._store.prepare)
+        if self._toolbox is not None:
+            self._registry = ToolRegistry([*self._registry.all(), *await self._toolbox.open()])
 
     async def close(self) -> None:
         """Stops what runs; all of it can be resumed."""
         await asyncio.gather(*(run.stop() for run in self._live.values()))
+        if self._toolbox is not None:
+            await self._toolbox.close()
 
     def tools(self) -> list[Tool]:
         """The tools that runs may use, ordered by name."""
@@ -241,7 +246,7 @@ class AgentsService:
             rates=self._rates,
             tenant=tenant,
             by_client=frozenset(tool.name for tool in by_client),
-            secrets=self._hidden,
+            secrets=() if self._toolbox is None else self._toolbox.secrets(),
             wait_s=self._wait_s,
         )
 

@@ -21,7 +21,14 @@ from argosy_services.agents.data import as_data
 from argosy_services.agents.memory import Observation, ToolRequest
 from argosy_services.agents.ports import ChatModel, Chunk, Completion
 from argosy_services.agents.runlog import RunLog
-from argosy_services.agents.tools.base import Effect, Tool, ToolResult, call, shortened
+from argosy_services.agents.tools.base import (
+    Effect,
+    InvalidArgumentsError,
+    Tool,
+    ToolResult,
+    call,
+    shortened,
+)
 from argosy_services.agents.tools.rates import Rates
 from argosy_services.agents.types import (
     AgentSpec,
@@ -269,6 +276,8 @@ class Work:
         before = self.context.meter.seconds
         try:
             text, status = await tool.solve(inner, request.arguments), "ok"
+        except InvalidArgumentsError as error:
+            text, status = str(error), "invalid"
         except BudgetSpentError as spent:
             if spent.outcome is not Outcome.STEP_LIMIT:
                 raise

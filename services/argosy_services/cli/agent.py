@@ -58,20 +58,23 @@ def run(
 
     budget = argosy.AgentBudget(max_steps, max_tokens, max_duration, max_tool_calls)
     given = argument_or_stdin(task, "the task")
-    with session_of(context).client() as client, client.agents.run(
-        given,
-        tools=tool or (),
-        strategy=strategy,
-        budget=budget,
-        model=model,
-        adapter=adapter,
-        temperature=temperature,
-        seed=seed,
-        votes=votes,
-        passages=_paragraphs(passages or []),
-        approval=argosy.ApprovalPolicy(tools=approve) if approve else None,
-        detached=detached,
-    ) as events:
+    with (
+        session_of(context).client() as client,
+        client.agents.run(
+            given,
+            tools=tool or (),
+            strategy=strategy,
+            budget=budget,
+            model=model,
+            adapter=adapter,
+            temperature=temperature,
+            seed=seed,
+            votes=votes,
+            passages=_paragraphs(passages or []),
+            approval=argosy.ApprovalPolicy(tools=approve) if approve else None,
+            detached=detached,
+        ) as events,
+    ):
         follow(events, as_json=as_json)
     _end(events)
 
