@@ -27,6 +27,8 @@ from argosy_services.tokenization.types import ToolCall as ShownCall
 MAX_REPLY_TOKENS = 1_024
 MAX_PARALLEL_CALLS = 4
 
+# What would be taken for a call is none.
+_TEXT = "TEXT: /(?s:[^<].*)/"
 _OPEN, _CLOSE = "<tool_call>\n", "\n</tool_call>"
 
 
@@ -41,7 +43,7 @@ async def follow(work: Work) -> Result:
             reply = await work.write(
                 Ask(conversation.messages, MAX_REPLY_TOKENS, form=form, tools=conversation.schemas)
             )
-            if not reply.text.startswith(_OPEN):
+            if not tools or not reply.text.startswith(_OPEN):
                 return Result(
                     reply.text.strip(), _outcome(work, answered=not work.must_answer or not work.tools or called)
                 )
@@ -51,12 +53,12 @@ async def follow(work: Work) -> Result:
             called = True
 
 
-def calls_form(tools: Sequence[Tool], *, required: bool, most: int) -> Grammar | None:
-    """The form of a reply: text that begins with no `<`, or up to `most` calls; calls alone where one is required. None
-    where there is nothing to call.
+def calls_form(tools: Sequence[Tool], *, required: bool, most: int) -> Grammar:
+    """The form of a reply: text that begins with no `<`, or up to `most` calls; calls alone where one is required, text
+    alone where there is nothing to call.
     """
     if not tools or most < 1:
-        return None
+        return Grammar(GrammarKind.LARK, f"start: TEXT\n{_TEXT}")
     schema = {
         "anyOf": [
             {
@@ -79,7 +81,7 @@ def calls_form(tools: Sequence[Tool], *, required: bool, most: int) -> Grammar |
         f"object: %json {json.dumps(schema)}",
     ]
     if not required:
-        lines.append("TEXT: /(?s:[^<].*)/")
+        lines.append(_TEXT)
     return Grammar(GrammarKind.LARK, "\n".join(lines))
 
 
