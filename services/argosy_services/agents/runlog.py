@@ -64,8 +64,13 @@ class RunLog:
 
     async def record(self, event: Event, key: str = "") -> None:
         """Shows an event once it is written down. Raises RunTakenError and STORE_UNAVAILABLE; the event then did not
-        happen.
+        happen. A caller that is cancelled leaves it to be written: the database does not stop half-way.
         """
+        writing = asyncio.ensure_future(self._record(event, key))
+        writing.add_done_callback(_note_failure)
+        await asyncio.shield(writing)
+
+    async def _record(self, event: Event, key: str) -> None:
         async with self._writing:
             waiting = self._events[self._written :]
             one = Recorded(len(self._events) + 1, event, key, self.seconds())
@@ -168,3 +173,9 @@ class RunLog:
     def _wake(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+def _note_failure(writing: asyncio.Future[None]) -> None:
+    """Takes the error of a writing that nobody waits for any more: the next one meets it as well."""
+    if not writing.cancelled():
+        writing.exception()

@@ -189,11 +189,18 @@ class Work:
         Raises BudgetSpentError and what a tool's fault raises.
         """
         requests = [self._request(one) for one in calls]
+        for _ in requests:
+            self.context.meter.begin_call()
+        # For what is nested in a call, also where the record holds its result: keys must not move.
+        branches = [self.branch() for _ in requests]
         if len(requests) == 1:
-            return [(requests[0], await self._use(requests[0]))]
+            return [(requests[0], await self._use(requests[0], branches[0]))]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._use(request)) for request in requests]
+                tasks = [
+                    group.create_task(self._use(request, branch))
+                    for request, branch in zip(requests, branches, strict=True)
+                ]
         except* BudgetSpentError as spent:
             raise spent.exceptions[0] from None
         return [(request, task.result()) for request, task in zip(requests, tasks, strict=True)]
@@ -204,12 +211,9 @@ class Work:
         by_client = one.tool in self.context.by_client
         return ToolRequest(self.step, f"call_{self._key}{self._calls}", one.tool, one.arguments, tool.effect, by_client)
 
-    async def _use(self, request: ToolRequest) -> Observation:
+    async def _use(self, request: ToolRequest, inner: Work) -> Observation:
         """From the wish to the result, from where the record ends."""
-        context, log, call_id = self.context, self.context.log, request.call_id
-        context.meter.begin_call()
-        # A branch for what is nested in the call, also where the record holds its result: keys must not move.
-        inner = self.branch()
+        log, call_id = self.context.log, request.call_id
         if call_id in log.observed:
             return log.observed[call_id]
         if call_id not in log.requested:

@@ -103,7 +103,12 @@ async def test_a_run_goes_on_wherever_it_was_stopped(tmp_path: Path, effect: Eff
 async def test_a_call_that_was_begun_is_not_made_again(tmp_path: Path) -> None:
     slow, second = Echo(effect=Effect.WRITE, delay_s=30), Echo(effect=Effect.WRITE)
     with agents(ScriptedModel(TEXTS), [slow], tmp_path) as service:
-        run_id = await until_stopped(service, service.run(AgentSpec("task")), 7)
+        events = service.run(AgentSpec("task"), detached=True)
+        run_id = getattr((await anext(events)).event, "run_id", "")
+        async with asyncio.timeout(5):
+            while not slow.calls:
+                await asyncio.sleep(0.01)
+        await service.close()
     assert slow.calls == ["one"]
     with agents(ScriptedModel(TEXTS[2:]), [second], tmp_path) as service:
         whole = await all_of(service.resume(run_id))
@@ -141,7 +146,7 @@ async def test_two_servers_do_not_work_on_one_run(tmp_path: Path) -> None:
         run_id = getattr((await anext(events)).event, "run_id", "")
         async with asyncio.timeout(5):
             while len(model.asked) < 2:
-                await anext(events)
+                await asyncio.sleep(0.01)
         taken = await all_of(other.resume(run_id))
         held.set()
         with pytest.raises(ArgosyError, match="goes on at another server") as caught:
