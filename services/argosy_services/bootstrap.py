@@ -16,12 +16,12 @@ from argosy_services.adapters.residence import Residence
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.servicer import AdaptersServicer
 from argosy_services.adapters.tiers import AdapterTiers
-from argosy_services.agents.local_model import LocalChatModel
-from argosy_services.agents.ports import Generation
+from argosy_services.agents.local_model import LocalChatModel, LocalEmbedder
+from argosy_services.agents.ports import Embedder, Generation
 from argosy_services.agents.service import AgentsService
 from argosy_services.agents.servicer import AgentsServicer
-from argosy_services.agents.tools.calculator import Calculator
-from argosy_services.agents.tools.clock import Clock
+from argosy_services.agents.store import RunStore
+from argosy_services.agents.toolbox import Toolbox
 from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import AdapterHost, Engine, EngineStats
@@ -59,7 +59,7 @@ class Fleet:
             self.adapters,
             stream_interval_s=settings.generation.stream_interval_ms / 1000,
         )
-        self.agents = make_agents(settings, self.generation)
+        self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
         self._model = language.name
 
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
@@ -75,16 +75,18 @@ class Fleet:
         self.generation.start()
         await self.adapters.start()
         self.embeddings.start()
+        await self.agents.start()
         watch_engine(self._model, self.engine)
 
     async def close(self) -> None:
         """Stops what `start` started, callers before what they call."""
+        await self.agents.close()
         await self.adapters.close()
         await asyncio.to_thread(self.tiers.close)
-        await asyncio.to_thread(self.database.close)
         await asyncio.to_thread(self.generation.close)
         await asyncio.to_thread(self.embeddings.close)
         await asyncio.to_thread(self.tokenization.close)
+        await asyncio.to_thread(self.database.close)
 
 
 def build(settings: Settings) -> Fleet:
@@ -165,9 +167,18 @@ def make_adapters(settings: Settings, residences: Mapping[str, Residence], datab
     )
 
 
-def make_agents(settings: Settings, generation: Generation) -> AgentsService:
-    """The agents service over the generation service, with the tools that are safe for everybody."""
-    return AgentsService(LocalChatModel(generation), [Calculator(), Clock()], max_running=settings.agents.max_running)
+def make_agents(settings: Settings, generation: Generation, database: Database, embedder: Embedder) -> AgentsService:
+    """The agents service over the generation service."""
+    toolbox = Toolbox(settings.agents)
+    return AgentsService(
+        LocalChatModel(generation),
+        toolbox.safe(),
+        RunStore(database, keep_runs=settings.agents.keep_runs),
+        max_running=settings.agents.max_running,
+        embedder=embedder,
+        toolbox=toolbox,
+        wait_s=settings.agents.wait_seconds,
+    )
 
 
 def _add(server: MethodTable, add: Callable[[Any, Any], None], servicer: object) -> None:

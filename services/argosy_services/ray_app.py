@@ -13,7 +13,9 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
@@ -37,6 +39,7 @@ from argosy_services.cluster.engine_host import EngineHost
 from argosy_services.cluster.handles import (
     AdapterFacts,
     FleetAdapters,
+    HandleEmbedder,
     HandleEngine,
     HandleGeneration,
     HandleLeases,
@@ -100,6 +103,13 @@ class EmbeddingsDeployment(EmbeddingsServicer):
         """Takes over settings while it runs; see `serve_config`."""
         limits = self._replica.reconfigure(live).embeddings
         self._embeddings.limit(max_batch_tokens=limits.max_batch_tokens, max_waiting_texts=limits.max_waiting_texts)
+
+    async def vectors(self, texts: list[str]) -> NDArray[np.float32] | ArgosyError:
+        """Vectors of length 1 of the default model, for agents."""
+        try:
+            return (await self._embeddings.embed(texts, normalize=True)).vectors
+        except ArgosyError as error:
+            return error
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the number of replicas goes by; see `scaling.EmbeddingScaling`."""
@@ -334,7 +344,9 @@ class AgentsDeployment(AgentsServicer):
     async def __init__(self, given: Given) -> None:
         self._replica = replica = Replica(given)
         generation = await HandleGeneration.connect()
-        self._agents = make_agents(replica.settings, generation)
+        self._database = Database(replica.settings.database_dsn)
+        self._agents = make_agents(replica.settings, generation, self._database, HandleEmbedder())
+        await self._agents.start()
         super().__init__(self._agents, replica.gate, replica.auth)
         metrics.READY.set(1)
 
@@ -342,7 +354,9 @@ class AgentsDeployment(AgentsServicer):
         """Takes over settings while it runs; see `serve_config`."""
         self._agents.max_running = self._replica.reconfigure(live).agents.max_running
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
+        await self._agents.close()
+        await asyncio.to_thread(self._database.close)
         self._replica.close()
 
 

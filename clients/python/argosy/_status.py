@@ -50,6 +50,8 @@ CLASS_OF_REASON: dict[str, type[ArgosyError]] = {
     "ADAPTER_NOT_FOUND": errors.AdapterNotFoundError,
     "TOOL_NOT_FOUND": errors.ToolNotFoundError,
     "ALIAS_NOT_FOUND": errors.AliasNotFoundError,
+    "RUN_NOT_FOUND": errors.RunNotFoundError,
+    "RUN_STATE": errors.RunStateError,
     "ADAPTER_EXISTS": errors.AdapterExistsError,
     "ADAPTER_NOT_READY": errors.AdapterNotReadyError,
     "ADAPTER_INVALID": errors.AdapterInvalidError,

@@ -12,7 +12,8 @@ ArgosyError
 │   ├── ModelNotFoundError
 │   ├── AdapterNotFoundError
 │   ├── ToolNotFoundError
-│   └── AliasNotFoundError
+│   ├── AliasNotFoundError
+│   └── RunNotFoundError
 ├── AlreadyExistsError             ALREADY_EXISTS
 │   └── AdapterExistsError         the name is taken by an adapter with other content
 ├── FailedPreconditionError        FAILED_PRECONDITION: something else must change first
@@ -23,7 +24,8 @@ ArgosyError
 │   ├── NothingToRollBackError     the alias has no former state
 │   ├── AliasChangedError          somebody else has set the alias
 │   ├── TokenizerMismatchError     the caller's tokenizer is not the model's
-│   └── ChatTemplateMissingError   the model has no chat template
+│   ├── ChatTemplateMissingError   the model has no chat template
+│   └── RunStateError              the agent run cannot do this where it stands
 ├── ResourceExhaustedError         RESOURCE_EXHAUSTED
 │   ├── QueueFullError             too many requests wait already
 │   ├── KVCacheFullError           the sequence can never fit in the key-value cache
@@ -152,6 +154,10 @@ class AliasNotFoundError(NotFoundError):
     """No such alias of adapters. `metadata`: alias."""
 
 
+class RunNotFoundError(NotFoundError):
+    """The server has no such agent run, or it is another key's. `metadata`: run_id."""
+
+
 class AlreadyExistsError(ArgosyError):
     """Something of that name is there already."""
 
@@ -166,6 +172,10 @@ class FailedPreconditionError(ArgosyError):
     """The request is right but something else must change first; repeating it does not help."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class RunStateError(FailedPreconditionError):
+    """The agent run cannot do this where it stands. `metadata`: run_id, state."""
 
 
 class AdapterNotReadyError(FailedPreconditionError):

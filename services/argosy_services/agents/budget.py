@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from argosy_services.agents.ports import Chunk
 from argosy_services.agents.types import Budget, Outcome, Usage
 from argosy_services.errors import ArgosyError, Reason
 
@@ -23,12 +23,23 @@ class BudgetSpentError(Exception):
 
 
 class Meter:
-    """Measures one run against its budget, from the moment it is made."""
+    """Measures one run against its budget. Whatever the run begins shares it."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, spent_s: float = 0.0) -> None:
+        """`spent_s` is the time that a resumed run took before."""
         self._budget = budget
-        self._start = time.monotonic()
+        self._spent_s = spent_s
+        self._start = time.monotonic() - spent_s
+        self._reserved = 0
+        self._pauses = 0
+        self._paused_at = 0.0
         self.usage = Usage()
+        self.steps = 0
+        self.tool_calls = 0
+
+    def start(self) -> None:
+        """The time of the run begins now rather than when the meter was made."""
+        self._start = time.monotonic() - self._spent_s
 
     @property
     def deadline(self) -> float:
@@ -37,12 +48,25 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self._start
+        """Time since the start, without pauses."""
+        return (self._paused_at if self._pauses else time.monotonic()) - self._start
 
     def seconds_left(self) -> float:
         """Time until the deadline, not below 0."""
-        return max(0.0, self.deadline - time.monotonic())
+        return max(0.0, self._budget.max_seconds - self.seconds)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock: the run waits for somebody outside."""
+        if not self._pauses:
+            self._paused_at = time.monotonic()
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._pauses:
+                self._start += time.monotonic() - self._paused_at
 
     def check(self) -> None:
         """Raises BudgetSpentError where the tokens or the time are used up."""
@@ -51,19 +75,44 @@ class Meter:
             raise BudgetSpentError(Outcome.TIME_LIMIT)
 
     def tokens_left(self) -> int:
-        """Tokens that may still be generated. Raises BudgetSpentError where there are none."""
-        left = self._budget.max_tokens - self.usage.completion_tokens
+        """Tokens that may still be asked for. Raises BudgetSpentError where there are none."""
+        left = self._budget.max_tokens - self.usage.completion_tokens - self._reserved
         if left <= 0:
             raise BudgetSpentError(Outcome.TOKEN_LIMIT)
         return left
 
-    def charge(self, chunk: Chunk) -> None:
+    @contextmanager
+    def reserved(self, most: int) -> Iterator[int]:
+        """How many of `most` tokens a completion may have; nothing else gets them meanwhile.
+
+        Raises BudgetSpentError where there are none.
+        """
+        granted = min(most, self.tokens_left())
+        self._reserved += granted
+        try:
+            yield granted
+        finally:
+            self._reserved -= granted
+
+    def begin_step(self) -> int:
+        """The number of the next step."""
+        self.steps += 1
+        return self.steps
+
+    def begin_call(self) -> None:
+        """Counts a call of a tool. Raises BudgetSpentError where there is none left."""
+        if not self.calls_left:
+            raise BudgetSpentError(Outcome.TOOL_CALL_LIMIT)
+        self.tool_calls += 1
+
+    @property
+    def calls_left(self) -> int:
+        """Calls of tools that may still be made."""
+        return self._budget.max_tool_calls - self.tool_calls
+
+    def charge(self, usage: Usage) -> None:
         """Adds what a finished answer consumed."""
-        self.usage = Usage(
-            self.usage.prompt_tokens + chunk.prompt_tokens,
-            self.usage.cached_tokens + chunk.cached_tokens,
-            self.usage.completion_tokens + chunk.completion_tokens,
-        )
+        self.usage = self.usage.plus(usage)
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """The result of `work`, which is cancelled at the deadline. Raises BudgetSpentError then."""

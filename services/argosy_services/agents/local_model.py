@@ -1,13 +1,16 @@
-"""The chat model of agents, made of the generation service."""
+"""What agents ask for, made of the services of the same process."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
+import numpy as np
+from numpy.typing import NDArray
+
 from argosy_services.agents.ports import Chunk, Completion, Generation
-from argosy_services.engine.base import Grammar, GrammarKind
+from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.generation.types import (
     ChatPrompt,
     ChoiceFinished,
@@ -60,11 +63,25 @@ class LocalChatModel:
         """The full name of a model. Raises MODEL_NOT_FOUND."""
         return self._service.model(model).name
 
+    def announces_tools(self, model: str) -> bool:
+        """Whether the chat template of a model has a place for tools. Raises MODEL_NOT_FOUND."""
+        return self._service.model(model).announces_tools
+
+
+class LocalEmbedder:
+    """An `Embedder` over the embeddings service."""
+
+    def __init__(self, service: EmbeddingsService) -> None:
+        self._service = service
+
+    async def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of length 1 of the default model. Raises what `EmbeddingsService.embed` raises."""
+        return (await self._service.embed(texts, normalize=True)).vectors
+
 
 def _spec(completion: Completion) -> GenerationSpec:
-    schema = completion.json_schema
     return GenerationSpec(
-        prompt=ChatPrompt(Chat(completion.messages), prefix=completion.prefix),
+        prompt=ChatPrompt(Chat(completion.messages, completion.tools), prefix=completion.prefix),
         model=completion.model,
         adapter=completion.adapter,
         options=Options(
@@ -73,5 +90,5 @@ def _spec(completion: Completion) -> GenerationSpec:
             max_tokens=completion.max_tokens,
             stop=tuple(completion.stop),
         ),
-        form=None if schema is None else Grammar(GrammarKind.JSON_SCHEMA, schema),
+        form=completion.form,
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from argosy_services.agents.prompt import Example, Labels, Prompt
-from argosy_services.agents.tools.base import Tool
+from argosy_services.agents.tools.base import Effect, Tool
 from argosy_services.agents.tools.registry import FINAL_ANSWER
 from argosy_services.tokenization.types import ChatMessage, Role
 
@@ -33,12 +33,14 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """The model asks for a tool."""
+    """The model asks for a tool. `by_client` is set where the caller of the run carries it out."""
 
     step: int
     call_id: str
     tool: str
     arguments: Mapping[str, object]
+    effect: Effect = Effect.READ
+    by_client: bool = False
 
     def action(self) -> str:
         """The request as the model writes it."""
@@ -93,10 +95,10 @@ class Memory:
         observations = [record for record in self._records if isinstance(record, Observation)]
         return bool(observations) and not observations[-1].is_error
 
-    def repeats(self, request: ToolRequest) -> bool:
+    def repeats(self, tool: str, arguments: Mapping[str, object]) -> bool:
         """Whether a call was made before and the last one succeeded: to make it again would bring nothing new."""
         before = [(record.tool, record.arguments) for record in self._records if isinstance(record, ToolRequest)]
-        return self.has_result and (request.tool, request.arguments) in before
+        return self.has_result and (tool, arguments) in before
 
     def add(self, record: Record) -> None:
         """Appends what happened next."""

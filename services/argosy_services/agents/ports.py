@@ -6,8 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy_services.engine.base import Grammar
 from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
 from argosy_services.tokenization.types import ChatMessage
+from argosy_services.tokenization.types import Tool as ToolSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,14 +20,15 @@ class Completion:
     """What a model is asked to write next.
 
     `prefix` is text that the answer starts with already: it is put after the rendered chat and is not part of what
-    comes back. With `json_schema` the answer is a JSON value valid under it. `stop` texts end the answer and are left
-    out. `deadline` is a time of `time.monotonic()`, `tenant` an opaque name for who asks.
+    comes back. With `form` the answer has that form; the model's chat template announces `tools`. `stop` texts end the
+    answer and are left out. `deadline` is a time of `time.monotonic()`, `tenant` an opaque name for who asks.
     """
 
     messages: Sequence[ChatMessage]
     max_tokens: int
     prefix: str = ""
-    json_schema: str | None = None
+    form: Grammar | None = None
+    tools: Sequence[ToolSchema] = ()
     stop: Sequence[str] = ()
     temperature: float = 0.0
     seed: int | None = None
@@ -53,6 +59,18 @@ class ChatModel(Protocol):
 
     def check_model(self, model: str) -> str:
         """The full name of a model ("" means the default). Raises MODEL_NOT_FOUND."""
+        ...
+
+    def announces_tools(self, model: str) -> bool:
+        """Whether the chat template of a model has a place for tools. Raises MODEL_NOT_FOUND."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of length 1."""
+
+    async def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [texts, dimensions]. Raises what the embeddings service raises."""
         ...
 
 

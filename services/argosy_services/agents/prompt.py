@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from argosy_services.agents.tools.base import Tool, parameters_schema
+from argosy_services.agents.tools.base import Tool
 
 
 class _Part(BaseModel):
@@ -56,7 +57,7 @@ class Prompt(_Part):
         """The system message; it lists the tools."""
         lines = [
             self.tool.format(
-                name=tool.name, arguments=", ".join(parameters_schema(tool)["properties"]), description=tool.description
+                name=tool.name, arguments=", ".join(tool.parameters["properties"]), description=tool.description
             )
             for tool in tools
         ]
@@ -68,8 +69,31 @@ class Prompt(_Part):
         return [example for example in self.examples if example.call is None or example.call.tool in names]
 
 
+class Texts(_Part):
+    """The texts that a strategy puts together; `{name}` in one is replaced, never formatted."""
+
+    version: int
+    texts: dict[str, str]
+
+
 @functools.cache
 def load_prompt(name: str) -> Prompt:
     """The prompt of that name. Raises pydantic.ValidationError where its file is not one."""
+    return Prompt.model_validate(_read(name))
+
+
+@functools.cache
+def load_texts(name: str) -> dict[str, str]:
+    """The texts of that name. Raises pydantic.ValidationError where its file holds none."""
+    return Texts.model_validate(_read(name)).texts
+
+
+def version_of(name: str) -> str:
+    """Name and version of a prompt file, such as "react@1"."""
+    return f"{name}@{_read(name)['version']}"
+
+
+@functools.cache
+def _read(name: str) -> Any:
     text = files("argosy_services.agents").joinpath("prompts", f"{name}.yaml").read_text(encoding="utf-8")
-    return Prompt.model_validate(yaml.safe_load(text))
+    return yaml.safe_load(text)

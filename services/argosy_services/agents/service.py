@@ -1,89 +1,300 @@
-"""Runs agents within bounds."""
+"""Runs agents within bounds, and keeps what they did."""
 
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncGenerator, Sequence
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
-from argosy_services import metrics
-from argosy_services.agents.loop import Run
-from argosy_services.agents.ports import ChatModel
-from argosy_services.agents.prompt import load_prompt
+from argosy_services.agents import limits
+from argosy_services.agents.budget import Meter
+from argosy_services.agents.ports import ChatModel, Embedder
+from argosy_services.agents.prompt import version_of
+from argosy_services.agents.run import LiveRun
+from argosy_services.agents.runlog import RunLog
+from argosy_services.agents.store import RunStore
+from argosy_services.agents.strategies import WAYS
+from argosy_services.agents.toolbox import Toolbox
 from argosy_services.agents.tools.base import Tool
+from argosy_services.agents.tools.rates import Rates
 from argosy_services.agents.tools.registry import ToolRegistry
-from argosy_services.agents.types import AgentSpec, Event, RunFinished
-from argosy_services.errors import ArgosyError, Reason, invalid_field
+from argosy_services.agents.tools.search import PassageSearch
+from argosy_services.agents.types import (
+    AgentSpec,
+    Recorded,
+    RunInfo,
+    RunResumed,
+    RunStarted,
+    RunState,
+)
+from argosy_services.agents.work import Context
+from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc import validate
 
-MAX_TASK_BYTES = 64 << 10
-MAX_STEPS = 64
-MAX_TOKENS = 131_072
-MAX_SECONDS = 3_600.0
-MAX_TEMPERATURE = 100.0
+MAX_RESULT_BYTES = 64 << 10
+MAX_REASON_BYTES = 1 << 10
 
 _RETRY_AFTER_S = 1.0
+# How often a run that goes on at another server is looked at.
+_POLL_S = 0.25
 
 
 class AgentsService:
     """Agents over one chat model. Belongs on one event loop. `max_running` may be changed at any time."""
 
-    def __init__(self, model: ChatModel, tools: Sequence[Tool], max_running: int) -> None:
-        """Raises ValueError for tools that cannot stand beside each other."""
+    def __init__(
+        self,
+        model: ChatModel,
+        tools: Sequence[Tool],
+        store: RunStore,
+        *,
+        max_running: int,
+        embedder: Embedder | None = None,
+        toolbox: Toolbox | None = None,
+        wait_s: float = 86_400.0,
+    ) -> None:
+        """`toolbox` has the tools that must be opened first; `wait_s` is how long a run waits for a person or its
+        caller. Raises ValueError for tools that cannot stand beside each other.
+        """
         self._model = model
-        self._tools = ToolRegistry(tools)
+        self._registry = ToolRegistry(tools)
+        self._store = store
         self.max_running = max_running
-        self._running = 0
-        self._prompt = load_prompt("react")
+        self._embedder = embedder
+        self._toolbox = toolbox
+        self._wait_s = wait_s
+        self._rates = Rates()
+        self._live: dict[str, LiveRun] = {}
+        self._starting = 0
+
+    async def start(self) -> None:
+        """Makes the tables and opens the toolbox. Raises what that raises, and ValueError for names that are taken."""
+        await asyncio.to_thread(self._store.prepare)
+        if self._toolbox is not None:
+            self._registry = ToolRegistry([*self._registry.all(), *await self._toolbox.open()])
+
+    async def close(self) -> None:
+        """Stops what runs; all of it can be resumed."""
+        await asyncio.gather(*(run.stop() for run in self._live.values()))
+        if self._toolbox is not None:
+            await self._toolbox.close()
 
     def tools(self) -> list[Tool]:
         """The tools that runs may use, ordered by name."""
-        return self._tools.all()
+        return self._registry.all()
 
-    async def run(self, spec: AgentSpec, *, tenant: str = "") -> AsyncGenerator[Event]:
-        """The events of a tenant's run; one RunFinished last. Closing the iterator ends the run and what it holds.
+    async def run(
+        self,
+        spec: AgentSpec,
+        *,
+        tenant: str = "",
+        detached: bool = False,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> AsyncGenerator[Recorded]:
+        """The events of a tenant's run; one RunFinished last. Closing the iterator cancels the run and frees what it
+        holds, unless it is detached or the server is `stopping`: it can be resumed then.
 
-        Raises INVALID_FIELD, INPUT_TOO_LARGE, TOOL_NOT_FOUND, MODEL_NOT_FOUND or QUEUE_FULL before the first event, and
-        what the model raises.
+        Raises INVALID_FIELD, INPUT_TOO_LARGE, TOO_MANY_INPUTS, TOOL_NOT_FOUND, MODEL_NOT_FOUND, QUEUE_FULL or
+        STORE_UNAVAILABLE before the first event, and what the model raises.
         """
-        _check(spec)
-        tools = self._tools.select(spec.tools)
-        run = Run(self._model, self._prompt, tools, spec, run_id=uuid.uuid4().hex, tenant=tenant)
-        self._admit()
-        outcome = "failed"
-        try:
-            async with aclosing(run.events()) as events:
-                async for event in events:
-                    if isinstance(event, RunFinished):
-                        outcome = event.outcome.value
-                    yield event
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled" if outcome == "failed" else outcome
-            raise
-        finally:
-            self._running -= 1
-            metrics.AGENT_RUNS.labels(outcome=outcome).inc()
+        limits.check(spec)
+        # Ordered by the time of their start, which is what lists go by.
+        run_id = f"{time.time_ns():016x}{secrets.token_hex(8)}"
+        run_log = RunLog(self._store, run_id)
+        context = self._context(spec, run_log, tenant)
+        started = RunStarted(
+            run_id, context.model_name, tuple(context.tools), spec.budget, version_of(WAYS[spec.strategy].prompt)
+        )
+        with _Place(self):
+            now = time.time()
+            await self._store.create(RunInfo(run_id, RunState.RUNNING, spec, now, now), tenant)
+            await run_log.record(started)
+            live = self._begin(context)
+        async with aclosing(self._attached(live, 0, detached=detached, stopping=stopping)) as events:
+            async for one in events:
+                yield one
 
-    def _admit(self) -> None:
-        if self._running >= self.max_running:
+    async def resume(
+        self, run_id: str, *, tenant: str = "", detached: bool = False, stopping: Callable[[], bool] = lambda: False
+    ) -> AsyncGenerator[Recorded]:
+        """Goes on with a run from its last complete step; the events from there on, beginning with RunResumed. A run
+        that this server works on already is followed only.
+
+        Raises RUN_NOT_FOUND, RUN_STATE where it is finished, QUEUE_FULL, STORE_UNAVAILABLE and what `run` raises.
+        """
+        info = await self._store.get(run_id, tenant)
+        if run_id in self._live:
+            async with aclosing(self._live[run_id].log.follow(info.events)) as events:
+                async for one in events:
+                    yield one
+            return
+        if info.state is RunState.FINISHED:
+            raise _wrong_state(info, "is finished; ReplayRun shows it again")
+        with _Place(self):
+            recorded = await self._store.events(run_id)
+            run_log = RunLog(self._store, run_id, recorded)
+            context = self._context(info.spec, run_log, tenant, recorded)
+            await run_log.record(RunResumed(max((getattr(one.event, "step", 0) for one in recorded), default=0)))
+            live = self._begin(context)
+        async with aclosing(self._attached(live, len(recorded), detached=detached, stopping=stopping)) as events:
+            async for one in events:
+                yield one
+
+    async def watch(self, run_id: str, after: int, *, tenant: str = "") -> AsyncGenerator[Recorded]:
+        """The events of a run behind number `after`, and those to come, until it is finished or stops.
+
+        Raises RUN_NOT_FOUND, and what stopped the run.
+        """
+        info = await self._store.get(run_id, tenant)
+        live = self._live.get(run_id)
+        if live is not None:
+            async with aclosing(live.log.follow(after)) as events:
+                async for one in events:
+                    yield one
+            return
+        while True:
+            info = await self._store.get(run_id, tenant)
+            for one in await self._store.events(run_id, after=after):
+                after = one.sequence
+                yield one
+            if info.state in (RunState.FINISHED, RunState.INTERRUPTED) or not self._store.shared:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def replay(self, run_id: str, *, tenant: str = "") -> AsyncGenerator[Recorded]:
+        """The events that are written down of a run. Raises RUN_NOT_FOUND."""
+        await self._store.get(run_id, tenant)
+        for one in await self._store.events(run_id):
+            yield one
+
+    async def get(self, run_id: str, *, tenant: str = "") -> RunInfo:
+        """One run. Raises RUN_NOT_FOUND."""
+        return await self._store.get(run_id, tenant)
+
+    async def list(self, *, before: str, limit: int, tenant: str = "") -> list[RunInfo]:
+        """Runs from the newest to the oldest, of those that are older than run `before`."""
+        return await self._store.list(tenant, before=before, limit=limit)
+
+    async def cancel(self, run_id: str, *, tenant: str = "") -> RunInfo:
+        """Ends a run for good; one that is finished stays as it is. What it held of an engine here is free on return.
+
+        Raises RUN_NOT_FOUND.
+        """
+        info = await self._store.get(run_id, tenant)
+        live = self._live.get(run_id)
+        if live is None and info.state is not RunState.FINISHED:
+            # Nobody works on it here. Whoever does elsewhere finds out before its next effect.
+            recorded = await self._store.events(run_id)
+            run_log = RunLog(self._store, run_id, recorded)
+            await LiveRun(self._context(info.spec, run_log, tenant, recorded), self._store).end_cancelled()
+        elif live is not None:
+            await live.cancel()
+        return await self._store.get(run_id, tenant)
+
+    async def decide(self, run_id: str, call_id: str, *, approved: bool, reason: str = "", tenant: str = "") -> None:
+        """Allows a call that waits for approval, or refuses it. Raises RUN_NOT_FOUND, or RUN_STATE where no such call
+        waits.
+        """
+        validate.text_size("reason", reason, limit_bytes=MAX_REASON_BYTES)
+        info, run_log = await self._record_of(run_id, tenant)
+        if call_id not in run_log.asked or call_id in run_log.decided or call_id in run_log.observed:
+            raise _wrong_state(info, f"has no call '{call_id[:64]}' that waits for approval")
+        await self._leave(info, f"approval/{call_id}", {"approved": approved, "reason": reason})
+
+    async def submit(self, run_id: str, call_id: str, text: str, *, is_error: bool = False, tenant: str = "") -> None:
+        """Answers a call of a tool of the caller's. Raises RUN_NOT_FOUND, INPUT_TOO_LARGE, or RUN_STATE where no such
+        call waits.
+        """
+        validate.text_size("result", text, limit_bytes=MAX_RESULT_BYTES)
+        info, run_log = await self._record_of(run_id, tenant)
+        request = run_log.requested.get(call_id)
+        waits = call_id in run_log.started and call_id not in run_log.observed
+        if request is None or not request.by_client or not waits:
+            raise _wrong_state(info, f"has no call '{call_id[:64]}' that waits for its caller")
+        await self._leave(info, f"result/{call_id}", {"text": text, "is_error": is_error, "seconds": 0.0})
+
+    async def _leave(self, info: RunInfo, key: str, body: dict[str, object]) -> None:
+        if not await self._store.put_input(info.run_id, key, json.dumps(body)):
+            raise _wrong_state(info, f"has been told {key} already")
+        live = self._live.get(info.run_id)
+        if live is not None:
+            live.log.nudge()
+
+    async def _record_of(self, run_id: str, tenant: str) -> tuple[RunInfo, RunLog]:
+        info = await self._store.get(run_id, tenant)
+        return info, RunLog(self._store, run_id, await self._store.events(run_id))
+
+    def _context(self, spec: AgentSpec, run_log: RunLog, tenant: str, recorded: Sequence[Recorded] = ()) -> Context:
+        wanted = WAYS[spec.strategy].uses_tools and (spec.tools or not spec.client_tools)
+        tools: list[Tool] = list(self._registry.select(spec.tools)) if wanted else []
+        if spec.passages and self._embedder is not None:
+            tools.append(PassageSearch(self._embedder, spec.passages))
+        by_client = limits.client_tools(spec, tools)
+        tools = sorted([*tools, *by_client], key=lambda tool: tool.name)
+        limits.check_approvals(spec, tools)
+        meter = Meter(spec.budget, recorded[-1].seconds if recorded else 0.0)
+        run_log.seconds = lambda: meter.seconds
+        return Context(
+            model=self._model,
+            model_name=self._model.check_model(spec.model),
+            spec=spec,
+            tools={tool.name: tool for tool in tools},
+            meter=meter,
+            log=run_log,
+            rates=self._rates,
+            tenant=tenant,
+            by_client=frozenset(tool.name for tool in by_client),
+            secrets=() if self._toolbox is None else self._toolbox.secrets(),
+            wait_s=self._wait_s,
+        )
+
+    def _begin(self, context: Context) -> LiveRun:
+        live = LiveRun(context, self._store)
+        self._live[live.log.run_id] = live
+        live.start(lambda: self._live.pop(live.log.run_id, None))
+        return live
+
+    async def _attached(
+        self, live: LiveRun, after: int, *, detached: bool, stopping: Callable[[], bool]
+    ) -> AsyncGenerator[Recorded]:
+        try:
+            async with aclosing(live.log.follow(after)) as events:
+                async for one in events:
+                    yield one
+        finally:
+            if not detached:
+                await (live.stop() if stopping() else live.cancel())
+
+    @property
+    def running(self) -> int:
+        """Runs that this server works on."""
+        return len(self._live) + self._starting
+
+
+class _Place:
+    """One of the runs that a server takes, while it is being made. Raises QUEUE_FULL."""
+
+    def __init__(self, service: AgentsService) -> None:
+        self._service = service
+
+    def __enter__(self) -> None:
+        service = self._service
+        if service.running >= service.max_running:
             raise ArgosyError(
                 Reason.QUEUE_FULL,
-                f"{self._running} agent runs are in progress, the most that this server takes; retry soon",
+                f"{service.running} agent runs are in progress, the most that this server takes; retry soon",
                 retry_after_s=_RETRY_AFTER_S,
-                limit=self.max_running,
-                value=self._running,
+                limit=service.max_running,
+                value=service.running,
             )
-        self._running += 1
+        service._starting += 1
+
+    def __exit__(self, *_raised: object) -> None:
+        self._service._starting -= 1
 
 
-def _check(spec: AgentSpec) -> None:
-    """Raises INVALID_FIELD or INPUT_TOO_LARGE."""
-    if not spec.task.strip():
-        raise invalid_field("spec.task", "must not be empty", limit="at least 1 byte", value=len(spec.task.encode()))
-    validate.text_size("spec.task", spec.task, limit_bytes=MAX_TASK_BYTES)
-    budget = spec.budget
-    validate.number("spec.budget.max_steps", budget.max_steps, low=1, high=MAX_STEPS)
-    validate.number("spec.budget.max_tokens", budget.max_tokens, low=1, high=MAX_TOKENS)
-    validate.number("spec.budget.max_duration", budget.max_seconds, low=0, high=MAX_SECONDS, above_low=True)
-    validate.number("spec.temperature", spec.temperature, low=0, high=MAX_TEMPERATURE)
+def _wrong_state(info: RunInfo, problem: str) -> ArgosyError:
+    return ArgosyError(Reason.RUN_STATE, f"run {info.run_id} {problem}", run_id=info.run_id, state=info.state.value)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
@@ -208,6 +210,14 @@ class HandleGeneration:
         if info is None:
             raise model_not_found(name, sorted(self._models))
         return info
+
+
+class HandleEmbedder:
+    """`agents.ports.Embedder` over the embeddings service."""
+
+    async def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of length 1 of the default model."""
+        return _value(await service("embeddings").vectors.remote(list(texts)))
 
 
 async def known_adapters() -> dict[str, KnownAdapter]:

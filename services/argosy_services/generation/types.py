@@ -213,10 +213,11 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A served model."""
+    """A served model; `announces_tools` is set where its chat template has a place for tools."""
 
     name: str
     engine: EngineInfo
     tokenizer_fingerprint: str
     model_fingerprint: str
     is_default: bool
+    announces_tools: bool = False

@@ -143,6 +143,11 @@ class Tokenizer:
             field, "holds a token id outside the vocabulary", limit=f"below {self.info.vocabulary_size}", value=wrong
         )
 
+    @property
+    def announces_tools(self) -> bool:
+        """Whether the model's chat template has a place for tools."""
+        return self._templates.announce_tools
+
     def render_chat(self, chat: Chat) -> str:
         """The prompt that the model's chat template makes of a conversation; it holds its own special tokens.
 

@@ -8,6 +8,7 @@ becomes an error.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -51,6 +53,12 @@ class ChatTemplates:
         self._max_characters = max_characters
         self._environment = _environment()
         self._compiled: dict[str, jinja2.Template] = {}
+
+    @functools.cached_property
+    def announce_tools(self) -> bool:
+        """Whether a template has a place for tools."""
+        source = self._sources.get(_FOR_TOOLS) or self._sources.get(_DEFAULT, "")
+        return "tools" in jinja2.meta.find_undeclared_variables(self._environment.parse(source))
 
     def render(self, chat: Chat) -> str:
         """The prompt. Raises CHAT_TEMPLATE_MISSING where there is no template, CHAT_TEMPLATE_FAILED where it refuses

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from pydantic import Field
 
 from argosy_services.agents.ports import Chunk, Completion
-from argosy_services.agents.tools.base import Arguments, ToolError
+from argosy_services.agents.service import AgentsService
+from argosy_services.agents.store import RunStore
+from argosy_services.agents.tools.base import Arguments, BuiltInTool, Effect, Tool, ToolError
 from argosy_services.errors import model_not_found
+from argosy_services.storage.database import Database
 
 MODEL = "scripted-model"
 
@@ -41,6 +48,9 @@ class ScriptedModel:
             raise model_not_found(model, [MODEL])
         return MODEL
 
+    def announces_tools(self, model: str) -> bool:
+        return False
+
     async def complete(self, completion: Completion) -> AsyncIterator[Chunk]:
         text = self.texts[len(self.asked)]
         self.asked.append(completion)
@@ -55,7 +65,7 @@ class ScriptedModel:
             written = words[: completion.max_tokens]
             for place, word in enumerate(written):
                 await asyncio.sleep(0)
-                yield Chunk(f" {word}" if place or completion.json_schema is None else word)
+                yield Chunk(f" {word}" if place or completion.form is None else word)
             yield Chunk(
                 "",
                 finished=True,
@@ -68,18 +78,34 @@ class ScriptedModel:
             self.closed += 1
 
 
+@contextmanager
+def agents(
+    model: ScriptedModel, tools: Sequence[Tool], directory: Path | None = None, **options: Any
+) -> Iterator[AgentsService]:
+    """A service whose runs are kept in a directory, a new one unless it is given."""
+    with TemporaryDirectory() as fresh:
+        database = Database(f"sqlite:///{(directory or Path(fresh)).absolute()}/runs.db")
+        store = RunStore(database)
+        store.prepare()
+        try:
+            yield AgentsService(model, tools, store, **{"max_running": 4, **options})
+        finally:
+            database.close()
+
+
 class EchoArguments(Arguments):
     text: str = Field(max_length=20)
 
 
 @dataclass
-class Echo:
+class Echo(BuiltInTool):
     """Repeats its text, after `delay_s`; fails for the text "fail" and has a bug for "bug"."""
 
     name: str = "echo"
     description: str = "Repeats a text."
     arguments: type[Arguments] = EchoArguments
     timeout_s: float = 5.0
+    effect: Effect = Effect.READ
     delay_s: float = 0.0
     calls: list[str] = field(default_factory=list)
 

@@ -9,21 +9,36 @@ from importlib.resources import files
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from argosy_services.agents.actions import action_schema, parse_action
+from argosy_services.agents.actions import FinalAnswer, action_form, parse_action
 from argosy_services.agents.memory import Answer, Memory, Observation, Thought, ToolRequest
-from argosy_services.agents.prompt import load_prompt
+from argosy_services.agents.prompt import load_prompt, load_texts, version_of
+from argosy_services.agents.strategies import WAYS
 from argosy_services.agents.tools.base import Tool, call
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
+from argosy_services.agents.work import ToolCall
+from argosy_services.engine.base import Grammar
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.types import Role
 
-NAMES = [file.name.removesuffix(".yaml") for file in files("argosy_services.agents").joinpath("prompts").iterdir()]
+NAMES = {file.name.removesuffix(".yaml") for file in files("argosy_services.agents").joinpath("prompts").iterdir()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-async def test_prompt_is_well_formed(name: str) -> None:
-    prompt = load_prompt(name)
+def test_every_strategy_has_a_prompt_of_its_own() -> None:
+    assert {way.prompt for way in WAYS.values()} == NAMES
+    for name in NAMES:
+        assert version_of(name).startswith(f"{name}@")
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"react"}))
+def test_texts_are_well_formed(name: str) -> None:
+    texts = load_texts(name)
+    assert texts or name == "chain"
+    assert all(text.strip() for text in texts.values())
+
+
+async def test_prompt_is_well_formed() -> None:
+    prompt = load_prompt("react")
     assert prompt.version >= 1
     tools: list[Tool] = [Calculator(), Clock()]
     text = prompt.system_text(tools)
@@ -94,17 +109,17 @@ def test_actions_are_read_as_they_are_written() -> None:
     tools = [Calculator(), Clock()]
     request = ToolRequest(3, "call_2", "current_time", {"timezone": "Asia/Tokyo"})
     answer = Answer(4, 'It is "late" – 21:00.\n')
-    assert parse_action(request.action(), step=3, call_id="call_2", tools=tools) == request
-    assert parse_action(answer.action(), step=4, call_id="", tools=tools) == answer
+    assert parse_action(request.action(), tools) == ToolCall("current_time", {"timezone": "Asia/Tokyo"})
+    assert parse_action(answer.action(), tools) == FinalAnswer(answer.text)
 
 
 def test_schema_holds_what_is_offered() -> None:
-    def names(schema: str) -> list[str]:
-        return [one["properties"]["tool"]["const"] for one in json.loads(schema)["anyOf"]]
+    def names(form: Grammar) -> list[str]:
+        return [one["properties"]["tool"]["const"] for one in json.loads(form.source)["anyOf"]]
 
-    assert names(action_schema([Calculator(), Clock()])) == ["calculator", "current_time", "final_answer"]
-    assert names(action_schema([])) == ["final_answer"]
-    for one in json.loads(action_schema([Calculator(), Clock()]))["anyOf"]:
+    assert names(action_form([Calculator(), Clock()])) == ["calculator", "current_time", "final_answer"]
+    assert names(action_form([])) == ["final_answer"]
+    for one in json.loads(action_form([Calculator(), Clock()]).source)["anyOf"]:
         assert one["required"] == ["tool", "arguments"]
         assert one["additionalProperties"] is False
         assert one["properties"]["arguments"]["additionalProperties"] is False
@@ -113,7 +128,7 @@ def test_schema_holds_what_is_offered() -> None:
 def test_examples_are_what_the_schema_lets_through(smollm2: LocalModel) -> None:
     # As the engine compiles a schema: the examples have to be spelt as constrained decoding writes.
     grammar = LLMatcher.grammar_from_json_schema(
-        action_schema([Calculator(), Clock()]), overrides={"whitespace_flexible": False}
+        action_form([Calculator(), Clock()]).source, overrides={"whitespace_flexible": False}
     )
     tokenizer = LLTokenizer((smollm2.path / "tokenizer.json").read_text(encoding="utf-8"))
     actions = [Answer(2, example.answer).action() for example in load_prompt("react").examples]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import BaseModel
 
-from argosy_services.agents.tools.base import MAX_OBSERVATION_CHARS, Arguments, call, parameters_schema
+from argosy_services.agents.tools.base import MAX_OBSERVATION_CHARS, Arguments, call
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
 from argosy_services.agents.tools.registry import ToolRegistry
@@ -49,7 +49,7 @@ async def test_the_clock_goes() -> None:
 
 
 def test_zones_are_offered_by_name() -> None:
-    zones = parameters_schema(Clock())["properties"]["timezone"]["enum"]
+    zones = Clock().parameters["properties"]["timezone"]["enum"]
     assert {"UTC", "Asia/Tokyo", "America/New_York", "Europe/London"} <= set(zones)
     assert zones == sorted(zones)
     assert not any(zone.startswith("Etc/") for zone in zones)
@@ -144,7 +144,7 @@ def test_registry_refuses_schemas_with_references() -> None:
 
 def test_schemas_are_bounded_and_closed() -> None:
     for tool in (Calculator(), Clock()):
-        schema = parameters_schema(tool)
+        schema = tool.parameters
         assert schema["type"] == "object"
         assert schema["additionalProperties"] is False
         assert all("maxLength" in property_ for property_ in schema["properties"].values())

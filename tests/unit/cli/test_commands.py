@@ -172,7 +172,7 @@ def test_adapters_watch(run: Run) -> None:
 
 def test_agent_shows_the_way_and_prints_the_answer(run: Run, server: ScriptedServer) -> None:
     result = run(
-        *("agent", "17 * 23?", "--tool", "calculator", "--max-steps", "3", "--max-tokens", "99"),
+        *("agent", "run", "17 * 23?", "--tool", "calculator", "--max-steps", "3", "--max-tokens", "99"),
         *("--max-duration", "1.5", "--temperature", "0", "--seed", "1"),
     )
     assert (result.exit_code, result.stdout) == (0, "It is 391.\n")
@@ -189,7 +189,7 @@ def test_agent_shows_the_way_and_prints_the_answer(run: Run, server: ScriptedSer
 
 
 def test_agent_events_as_json_lines(run: Run) -> None:
-    lines = [json.loads(line) for line in run("agent", "x", "--json").stdout.splitlines()]
+    lines = [json.loads(line) for line in run("agent", "run", "x", "--json").stdout.splitlines()]
     assert [line["event"] for line in lines][:2] == ["RunStarted", "ThoughtDelta"]
     assert lines[-2]["data"] == {"step": 2, "text": "It is 391."}
 
@@ -199,14 +199,14 @@ def test_agent_without_an_answer_has_its_own_exit_code(run: Run, server: Scripte
     del events[-2]
     events[-1].finished.outcome = 2
     server.answers["RunAgent"] = events
-    result = run("agent", "x")
+    result = run("agent", "run", "x")
     assert (result.exit_code, result.stdout) == (9, "")
     assert "step_limit" in result.stderr
 
 
 def test_agent_lists_tools(run: Run) -> None:
-    assert words(run("agent", "--list-tools").stdout)[1] == ["calculator", "Computes an expression."]
-    assert json.loads(run("agent", "--list-tools", "--json").stdout)[0]["name"] == "calculator"
+    assert words(run("agent", "tools").stdout)[1] == ["calculator", "unknown", "Computes an expression."]
+    assert json.loads(run("agent", "tools", "--json").stdout)[0]["name"] == "calculator"
 
 
 def test_health(run: Run, server: ScriptedServer) -> None:
@@ -245,7 +245,7 @@ def test_tools_cannot_write_escape_sequences(run: Run, server: ScriptedServer) -
     events = answers.run_agent()
     events[5].tool_returned.observation = "\x1b]0;owned\x07 [red]no markup[/red]"
     server.answers["RunAgent"] = events
-    stderr = run("agent", "x").stderr
+    stderr = run("agent", "run", "x").stderr
     assert "\x1b" not in stderr
     assert "[red]no markup[/red]" in stderr
 

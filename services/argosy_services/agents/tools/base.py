@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,55 @@ from pydantic.json_schema import GenerateJsonSchema
 MAX_OBSERVATION_CHARS = 2_000
 
 
+class Effect(enum.Enum):
+    """What calling a tool does to the world: READ changes nothing and may be repeated, WRITE may not."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class Tool(Protocol):
+    """Something that a model may call.
+
+    `description` is written for the model, `parameters` is a JSON schema of type object. `timeout_s` bounds one call;
+    it can only end a tool that awaits, so work that blocks belongs on a thread. `per_minute` bounds how often the
+    server calls it; 0 does not. What a tool says that is not `trusted` is shown to the model as data.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def parameters(self) -> Mapping[str, Any]: ...
+    @property
+    def timeout_s(self) -> float: ...
+    @property
+    def effect(self) -> Effect: ...
+    @property
+    def per_minute(self) -> int: ...
+    @property
+    def trusted(self) -> bool: ...
+    @property
+    def needs_approval(self) -> bool: ...
+
+    def validate(self, arguments: Mapping[str, object]) -> Any:
+        """The arguments in the form that `run` takes. Raises InvalidArgumentsError."""
+        ...
+
+    async def run(self, arguments: Any) -> str:
+        """What the tool found. Raises ToolError where it cannot do what is asked."""
+        ...
+
+
+class ToolError(Exception):
+    """A tool cannot do what it was asked. The message is for the model: what is wrong, and what would be right."""
+
+
+class InvalidArgumentsError(Exception):
+    """Arguments that the schema of a tool does not allow. The message is for the model."""
+
+
 class Arguments(BaseModel):
     """The arguments of a tool. The JSON schema of the class is what the model must follow, its validation the check
     that it did; so every text and every list has a greatest length.
@@ -22,29 +72,30 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Tool(Protocol):
-    """Something that a model may call.
+class BuiltInTool:
+    """What the tools of this package have in common: arguments as a class, and defaults for the rest."""
 
-    `description` is written for the model. `timeout_s` bounds one call; it can only end a tool that awaits, so work
-    that blocks belongs on a thread.
-    """
+    name: str
+    description: str
+    arguments: type[Arguments]
+    timeout_s: float = 5.0
+    effect: Effect = Effect.READ
+    per_minute: int = 0
+    trusted: bool = True
+    needs_approval: bool = False
 
     @property
-    def name(self) -> str: ...
-    @property
-    def description(self) -> str: ...
-    @property
-    def arguments(self) -> type[Arguments]: ...
-    @property
-    def timeout_s(self) -> float: ...
+    def parameters(self) -> Mapping[str, Any]:
+        """JSON schema of the arguments."""
+        schema = self.arguments.model_json_schema(schema_generator=_Untitled)
+        return {key: value for key, value in schema.items() if key not in ("title", "description")}
 
-    async def run(self, arguments: Any) -> str:
-        """What the tool found, given an instance of `arguments`. Raises ToolError where it cannot do what is asked."""
-        ...
-
-
-class ToolError(Exception):
-    """A tool cannot do what it was asked. The message is for the model: what is wrong, and what would be right."""
+    def validate(self, arguments: Mapping[str, object]) -> Arguments:
+        """An instance of `arguments`. Raises InvalidArgumentsError."""
+        try:
+            return self.arguments.model_validate(arguments)
+        except ValidationError as error:
+            raise InvalidArgumentsError(_problems(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +112,6 @@ class ToolResult:
         return self.status != "ok"
 
 
-def parameters_schema(tool: Tool) -> dict[str, Any]:
-    """JSON schema of a tool's arguments, of type object."""
-    schema = tool.arguments.model_json_schema(schema_generator=_Untitled)
-    return {key: value for key, value in schema.items() if key not in ("title", "description")}
-
-
 async def call(tool: Tool, arguments: Mapping[str, object], *, at_most_s: float) -> ToolResult:
     """Calls a tool with arguments that a model wrote; never with such that are not valid.
 
@@ -75,14 +120,14 @@ async def call(tool: Tool, arguments: Mapping[str, object], *, at_most_s: float)
     """
     start = time.perf_counter()
     text, status = await _attempt(tool, arguments, min(tool.timeout_s, at_most_s))
-    return ToolResult(_shortened(text), status, time.perf_counter() - start)
+    return ToolResult(shortened(text), status, time.perf_counter() - start)
 
 
 async def _attempt(tool: Tool, arguments: Mapping[str, object], timeout_s: float) -> tuple[str, str]:
     try:
-        valid = tool.arguments.model_validate(arguments)
-    except ValidationError as error:
-        return _problems(error), "invalid"
+        valid = tool.validate(arguments)
+    except InvalidArgumentsError as error:
+        return str(error), "invalid"
     timer = asyncio.timeout(timeout_s)
     try:
         async with timer:
@@ -95,13 +140,14 @@ async def _attempt(tool: Tool, arguments: Mapping[str, object], timeout_s: float
         return f"{tool.name} did not answer within {timeout_s:g} s", "timeout"
 
 
+def shortened(text: str) -> str:
+    """A text that fits an observation."""
+    return text if len(text) <= MAX_OBSERVATION_CHARS else text[: MAX_OBSERVATION_CHARS - 6] + " [...]"
+
+
 def _problems(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg']}" for problem in found)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_OBSERVATION_CHARS else text[: MAX_OBSERVATION_CHARS - 6] + " [...]"
 
 
 class _Untitled(GenerateJsonSchema):

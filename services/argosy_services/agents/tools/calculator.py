@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from argosy_services.agents.tools.arithmetic import ArithmeticFailedError, evaluate, shown
-from argosy_services.agents.tools.base import Arguments, ToolError
+from argosy_services.agents.tools.base import Arguments, BuiltInTool, ToolError
 
 _NUMBER = r"[0-9]{1,30}(?:\.[0-9]{0,15})?"
 _OPERAND = rf"(?:[-(]|sqrt\(|abs\(|min\(|max\(|round\()*{_NUMBER}\)*"
@@ -20,7 +20,7 @@ class CalculatorArguments(Arguments):
     )
 
 
-class Calculator:
+class Calculator(BuiltInTool):
     """Computes what `arithmetic.evaluate` understands, and restates the expression with its result: a small model
     copies a statement more surely than it makes one.
     """

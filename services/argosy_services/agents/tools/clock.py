@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from argosy_services.agents.tools.base import Arguments, ToolError
+from argosy_services.agents.tools.base import Arguments, BuiltInTool, ToolError
 
 
 @functools.cache
@@ -29,7 +29,7 @@ class ClockArguments(Arguments):
     timezone: str = Field("UTC", max_length=64, description="An IANA time zone.", json_schema_extra=_enumerate_zones)
 
 
-class Clock:
+class Clock(BuiltInTool):
     """Tells the date and the time in ISO 8601."""
 
     name = "current_time"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from argosy_services.agents.tools.base import Tool, parameters_schema
+from argosy_services.agents.tools.base import Tool
 from argosy_services.errors import ArgosyError, Reason
 
 FINAL_ANSWER = "final_answer"
@@ -20,7 +20,7 @@ class ToolRegistry:
         for tool in sorted(tools, key=lambda tool: tool.name):
             if tool.name in self._tools or tool.name == FINAL_ANSWER:
                 raise ValueError(f"there is a tool named {tool.name} already")
-            if "$defs" in parameters_schema(tool):
+            if "$defs" in tool.parameters:
                 raise ValueError(f"the arguments of {tool.name} must not refer to other models")
             self._tools[tool.name] = tool
 

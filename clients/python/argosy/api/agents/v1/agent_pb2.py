@@ -24,35 +24,58 @@ _sym_db = _symbol_database.Default()
 
 from argosy.api.common.v1 import usage_pb2 as argosy_dot_api_dot_common_dot_v1_dot_usage__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n argosy/api/agents/v1/agent.proto\x12\x14\x61rgosy.api.agents.v1\x1a argosy/api/common/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8c\x01\n\x0b\x41gentBudget\x12\x16\n\tmax_steps\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12/\n\x0cmax_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\n\n_max_stepsB\r\n\x0b_max_tokens\"\xf8\x01\n\tAgentSpec\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x35\n\x08strategy\x18\x03 \x01(\x0e\x32#.argosy.api.agents.v1.AgentStrategy\x12\x31\n\x06\x62udget\x18\x04 \x01(\x0b\x32!.argosy.api.agents.v1.AgentBudget\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x18\n\x0btemperature\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x01\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x07\n\x05_seed\"m\n\nRunStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05tools\x18\x03 \x03(\t\x12\x31\n\x06\x62udget\x18\x04 \x01(\x0b\x32!.argosy.api.agents.v1.AgentBudget\"*\n\x0cThoughtDelta\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"T\n\rToolRequested\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"\x81\x01\n\x0cToolReturned\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x13\n\x0bobservation\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"$\n\x06\x41nswer\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xbc\x01\n\x0bRunFinished\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .argosy.api.agents.v1.RunOutcome\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x12\n\ntool_calls\x18\x03 \x01(\r\x12*\n\x05usage\x18\x04 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"M\n\x08ToolInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t*I\n\rAgentStrategy\x12\x1e\n\x1a\x41GENT_STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41GENT_STRATEGY_REACT\x10\x01*\x98\x01\n\nRunOutcome\x12\x1b\n\x17RUN_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14RUN_OUTCOME_ANSWERED\x10\x01\x12\x1a\n\x16RUN_OUTCOME_STEP_LIMIT\x10\x02\x12\x1b\n\x17RUN_OUTCOME_TOKEN_LIMIT\x10\x03\x12\x1a\n\x16RUN_OUTCOME_TIME_LIMIT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n argosy/api/agents/v1/agent.proto\x12\x14\x61rgosy.api.agents.v1\x1a argosy/api/common/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x01\n\x0b\x41gentBudget\x12\x16\n\tmax_steps\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12/\n\x0cmax_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emax_tool_calls\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x0c\n\n_max_stepsB\r\n\x0b_max_tokensB\x11\n\x0f_max_tool_calls\"_\n\x0b\x43hainPrompt\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08template\x18\x02 \x01(\t\x12\x10\n\x08\x66or_each\x18\x03 \x01(\t\x12\x0c\n\x04when\x18\x04 \x01(\t\x12\x10\n\x08\x63ontains\x18\x05 \x01(\t\"\x81\x01\n\nClientTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\x12\x30\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32 .argosy.api.agents.v1.ToolEffect\"/\n\x0e\x41pprovalPolicy\x12\x0e\n\x06writes\x18\x01 \x01(\x08\x12\r\n\x05tools\x18\x02 \x03(\t\"\xe1\x03\n\tAgentSpec\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x35\n\x08strategy\x18\x03 \x01(\x0e\x32#.argosy.api.agents.v1.AgentStrategy\x12\x31\n\x06\x62udget\x18\x04 \x01(\x0b\x32!.argosy.api.agents.v1.AgentBudget\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x18\n\x0btemperature\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05votes\x18\t \x01(\rH\x02\x88\x01\x01\x12\x30\n\x05\x63hain\x18\n \x03(\x0b\x32!.argosy.api.agents.v1.ChainPrompt\x12\x36\n\x0c\x63lient_tools\x18\x0b \x03(\x0b\x32 .argosy.api.agents.v1.ClientTool\x12\x10\n\x08passages\x18\x0c \x03(\t\x12\x36\n\x08\x61pproval\x18\r \x01(\x0b\x32$.argosy.api.agents.v1.ApprovalPolicy\x12\x15\n\rtool_required\x18\x0e \x01(\x08\x42\x0e\n\x0c_temperatureB\x07\n\x05_seedB\x08\n\x06_votes\"}\n\nRunStarted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05tools\x18\x03 \x03(\t\x12\x31\n\x06\x62udget\x18\x04 \x01(\x0b\x32!.argosy.api.agents.v1.AgentBudget\x12\x0e\n\x06prompt\x18\x05 \x01(\t\"\x1a\n\nRunResumed\x12\x0c\n\x04step\x18\x01 \x01(\r\"*\n\x0cThoughtDelta\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"H\n\x0cModelReplied\x12\x0c\n\x04step\x18\x01 \x01(\r\x12*\n\x05usage\x18\x02 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\"2\n\x11\x41pprovalRequested\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\"R\n\x0f\x41pprovalDecided\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x10\n\x08\x61pproved\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\",\n\x0bToolStarted\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\"\x99\x01\n\rToolRequested\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\x12\x30\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32 .argosy.api.agents.v1.ToolEffect\x12\x11\n\tby_client\x18\x06 \x01(\x08\"\x81\x01\n\x0cToolReturned\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x13\n\x0bobservation\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"$\n\x06\x41nswer\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xbc\x01\n\x0bRunFinished\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .argosy.api.agents.v1.RunOutcome\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x12\n\ntool_calls\x18\x03 \x01(\r\x12*\n\x05usage\x18\x04 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc3\x01\n\x08ToolInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\x12\x30\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32 .argosy.api.agents.v1.ToolEffect\x12\x16\n\x0eneeds_approval\x18\x05 \x01(\x08\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc3\x02\n\x07RunInfo\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.argosy.api.agents.v1.RunState\x12-\n\x04spec\x18\x03 \x01(\x0b\x32\x1f.argosy.api.agents.v1.AgentSpec\x12+\n\x07\x63reated\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07updated\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x0e\n\x06\x65vents\x18\x07 \x01(\x04\x12\x31\n\x07outcome\x18\x08 \x01(\x0e\x32 .argosy.api.agents.v1.RunOutcome\x12\x13\n\x06\x61nswer\x18\t \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_answer*\xe9\x01\n\rAgentStrategy\x12\x1e\n\x1a\x41GENT_STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41GENT_STRATEGY_REACT\x10\x01\x12\x19\n\x15\x41GENT_STRATEGY_DIRECT\x10\x02\x12#\n\x1f\x41GENT_STRATEGY_CHAIN_OF_THOUGHT\x10\x03\x12\x18\n\x14\x41GENT_STRATEGY_CHAIN\x10\x04\x12\x1f\n\x1b\x41GENT_STRATEGY_TOOL_CALLING\x10\x05\x12#\n\x1f\x41GENT_STRATEGY_PLAN_AND_EXECUTE\x10\x06*V\n\nToolEffect\x12\x1b\n\x17TOOL_EFFECT_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_EFFECT_READ\x10\x01\x12\x15\n\x11TOOL_EFFECT_WRITE\x10\x02*\xd4\x01\n\nRunOutcome\x12\x1b\n\x17RUN_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14RUN_OUTCOME_ANSWERED\x10\x01\x12\x1a\n\x16RUN_OUTCOME_STEP_LIMIT\x10\x02\x12\x1b\n\x17RUN_OUTCOME_TOKEN_LIMIT\x10\x03\x12\x1a\n\x16RUN_OUTCOME_TIME_LIMIT\x10\x04\x12\x1f\n\x1bRUN_OUTCOME_TOOL_CALL_LIMIT\x10\x05\x12\x19\n\x15RUN_OUTCOME_CANCELLED\x10\x06*\xaf\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x1f\n\x1bRUN_STATE_AWAITING_APPROVAL\x10\x02\x12\x1d\n\x19RUN_STATE_AWAITING_RESULT\x10\x03\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x04\x12\x16\n\x12RUN_STATE_FINISHED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'argosy.api.agents.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AGENTSTRATEGY']._serialized_start=1199
-  _globals['_AGENTSTRATEGY']._serialized_end=1272
-  _globals['_RUNOUTCOME']._serialized_start=1275
-  _globals['_RUNOUTCOME']._serialized_end=1427
-  _globals['_AGENTBUDGET']._serialized_start=125
-  _globals['_AGENTBUDGET']._serialized_end=265
-  _globals['_AGENTSPEC']._serialized_start=268
-  _globals['_AGENTSPEC']._serialized_end=516
-  _globals['_RUNSTARTED']._serialized_start=518
-  _globals['_RUNSTARTED']._serialized_end=627
-  _globals['_THOUGHTDELTA']._serialized_start=629
-  _globals['_THOUGHTDELTA']._serialized_end=671
-  _globals['_TOOLREQUESTED']._serialized_start=673
-  _globals['_TOOLREQUESTED']._serialized_end=757
-  _globals['_TOOLRETURNED']._serialized_start=760
-  _globals['_TOOLRETURNED']._serialized_end=889
-  _globals['_ANSWER']._serialized_start=891
-  _globals['_ANSWER']._serialized_end=927
-  _globals['_RUNFINISHED']._serialized_start=930
-  _globals['_RUNFINISHED']._serialized_end=1118
-  _globals['_TOOLINFO']._serialized_start=1120
-  _globals['_TOOLINFO']._serialized_end=1197
+  _globals['_AGENTSTRATEGY']._serialized_start=2607
+  _globals['_AGENTSTRATEGY']._serialized_end=2840
+  _globals['_TOOLEFFECT']._serialized_start=2842
+  _globals['_TOOLEFFECT']._serialized_end=2928
+  _globals['_RUNOUTCOME']._serialized_start=2931
+  _globals['_RUNOUTCOME']._serialized_end=3143
+  _globals['_RUNSTATE']._serialized_start=3146
+  _globals['_RUNSTATE']._serialized_end=3321
+  _globals['_AGENTBUDGET']._serialized_start=158
+  _globals['_AGENTBUDGET']._serialized_end=346
+  _globals['_CHAINPROMPT']._serialized_start=348
+  _globals['_CHAINPROMPT']._serialized_end=443
+  _globals['_CLIENTTOOL']._serialized_start=446
+  _globals['_CLIENTTOOL']._serialized_end=575
+  _globals['_APPROVALPOLICY']._serialized_start=577
+  _globals['_APPROVALPOLICY']._serialized_end=624
+  _globals['_AGENTSPEC']._serialized_start=627
+  _globals['_AGENTSPEC']._serialized_end=1108
+  _globals['_RUNSTARTED']._serialized_start=1110
+  _globals['_RUNSTARTED']._serialized_end=1235
+  _globals['_RUNRESUMED']._serialized_start=1237
+  _globals['_RUNRESUMED']._serialized_end=1263
+  _globals['_THOUGHTDELTA']._serialized_start=1265
+  _globals['_THOUGHTDELTA']._serialized_end=1307
+  _globals['_MODELREPLIED']._serialized_start=1309
+  _globals['_MODELREPLIED']._serialized_end=1381
+  _globals['_APPROVALREQUESTED']._serialized_start=1383
+  _globals['_APPROVALREQUESTED']._serialized_end=1433
+  _globals['_APPROVALDECIDED']._serialized_start=1435
+  _globals['_APPROVALDECIDED']._serialized_end=1517
+  _globals['_TOOLSTARTED']._serialized_start=1519
+  _globals['_TOOLSTARTED']._serialized_end=1563
+  _globals['_TOOLREQUESTED']._serialized_start=1566
+  _globals['_TOOLREQUESTED']._serialized_end=1719
+  _globals['_TOOLRETURNED']._serialized_start=1722
+  _globals['_TOOLRETURNED']._serialized_end=1851
+  _globals['_ANSWER']._serialized_start=1853
+  _globals['_ANSWER']._serialized_end=1889
+  _globals['_RUNFINISHED']._serialized_start=1892
+  _globals['_RUNFINISHED']._serialized_end=2080
+  _globals['_TOOLINFO']._serialized_start=2083
+  _globals['_TOOLINFO']._serialized_end=2278
+  _globals['_RUNINFO']._serialized_start=2281
+  _globals['_RUNINFO']._serialized_end=2604
 # @@protoc_insertion_point(module_scope)

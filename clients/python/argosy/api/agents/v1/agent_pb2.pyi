@@ -8,6 +8,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -31,6 +32,18 @@ class _AgentStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentSt
     """Same as AGENT_STRATEGY_REACT."""
     AGENT_STRATEGY_REACT: _AgentStrategy.ValueType  # 1
     """Thought, tool call and observation in turn, until the answer (Yao et al., 2022)."""
+    AGENT_STRATEGY_DIRECT: _AgentStrategy.ValueType  # 2
+    """One prompt, one answer; no tools."""
+    AGENT_STRATEGY_CHAIN_OF_THOUGHT: _AgentStrategy.ValueType  # 3
+    """Reasons in free text before it answers; with `votes` several times over, and the most frequent answer wins. No
+    tools.
+    """
+    AGENT_STRATEGY_CHAIN: _AgentStrategy.ValueType  # 4
+    """Several prompts of the caller's, each fed by the answers before it; no tools."""
+    AGENT_STRATEGY_TOOL_CALLING: _AgentStrategy.ValueType  # 5
+    """The model's own chat template announces the tools; it calls several at once or answers in text."""
+    AGENT_STRATEGY_PLAN_AND_EXECUTE: _AgentStrategy.ValueType  # 6
+    """Plans, works on each point with ReAct, and answers from the results."""
 
 class AgentStrategy(_AgentStrategy, metaclass=_AgentStrategyEnumTypeWrapper):
     """How an agent goes about its task."""
@@ -39,7 +52,43 @@ AGENT_STRATEGY_UNSPECIFIED: AgentStrategy.ValueType  # 0
 """Same as AGENT_STRATEGY_REACT."""
 AGENT_STRATEGY_REACT: AgentStrategy.ValueType  # 1
 """Thought, tool call and observation in turn, until the answer (Yao et al., 2022)."""
+AGENT_STRATEGY_DIRECT: AgentStrategy.ValueType  # 2
+"""One prompt, one answer; no tools."""
+AGENT_STRATEGY_CHAIN_OF_THOUGHT: AgentStrategy.ValueType  # 3
+"""Reasons in free text before it answers; with `votes` several times over, and the most frequent answer wins. No
+tools.
+"""
+AGENT_STRATEGY_CHAIN: AgentStrategy.ValueType  # 4
+"""Several prompts of the caller's, each fed by the answers before it; no tools."""
+AGENT_STRATEGY_TOOL_CALLING: AgentStrategy.ValueType  # 5
+"""The model's own chat template announces the tools; it calls several at once or answers in text."""
+AGENT_STRATEGY_PLAN_AND_EXECUTE: AgentStrategy.ValueType  # 6
+"""Plans, works on each point with ReAct, and answers from the results."""
 Global___AgentStrategy: _TypeAlias = AgentStrategy  # noqa: Y015
+
+class _ToolEffect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolEffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolEffect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_EFFECT_UNSPECIFIED: _ToolEffect.ValueType  # 0
+    """Same as TOOL_EFFECT_WRITE."""
+    TOOL_EFFECT_READ: _ToolEffect.ValueType  # 1
+    """Nothing: a call may be made again after a crash."""
+    TOOL_EFFECT_WRITE: _ToolEffect.ValueType  # 2
+    """Something: a call is made at most once, whatever happens."""
+
+class ToolEffect(_ToolEffect, metaclass=_ToolEffectEnumTypeWrapper):
+    """What calling a tool does to the world."""
+
+TOOL_EFFECT_UNSPECIFIED: ToolEffect.ValueType  # 0
+"""Same as TOOL_EFFECT_WRITE."""
+TOOL_EFFECT_READ: ToolEffect.ValueType  # 1
+"""Nothing: a call may be made again after a crash."""
+TOOL_EFFECT_WRITE: ToolEffect.ValueType  # 2
+"""Something: a call is made at most once, whatever happens."""
+Global___ToolEffect: _TypeAlias = ToolEffect  # noqa: Y015
 
 class _RunOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -59,6 +108,10 @@ class _RunOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunOutcome
     """The tokens were used up."""
     RUN_OUTCOME_TIME_LIMIT: _RunOutcome.ValueType  # 4
     """The time was used up."""
+    RUN_OUTCOME_TOOL_CALL_LIMIT: _RunOutcome.ValueType  # 5
+    """The calls of tools were used up."""
+    RUN_OUTCOME_CANCELLED: _RunOutcome.ValueType  # 6
+    """The owner of the run ended it."""
 
 class RunOutcome(_RunOutcome, metaclass=_RunOutcomeEnumTypeWrapper):
     """How a run ended."""
@@ -75,21 +128,66 @@ RUN_OUTCOME_TOKEN_LIMIT: RunOutcome.ValueType  # 3
 """The tokens were used up."""
 RUN_OUTCOME_TIME_LIMIT: RunOutcome.ValueType  # 4
 """The time was used up."""
+RUN_OUTCOME_TOOL_CALL_LIMIT: RunOutcome.ValueType  # 5
+"""The calls of tools were used up."""
+RUN_OUTCOME_CANCELLED: RunOutcome.ValueType  # 6
+"""The owner of the run ended it."""
 Global___RunOutcome: _TypeAlias = RunOutcome  # noqa: Y015
+
+class _RunState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
+    """Never sent by a server."""
+    RUN_STATE_RUNNING: _RunState.ValueType  # 1
+    """A server works on it, or died while it did: such a run is to be resumed."""
+    RUN_STATE_AWAITING_APPROVAL: _RunState.ValueType  # 2
+    """A call waits for `ApproveToolCall`."""
+    RUN_STATE_AWAITING_RESULT: _RunState.ValueType  # 3
+    """A call waits for `SubmitToolResult`."""
+    RUN_STATE_INTERRUPTED: _RunState.ValueType  # 4
+    """An error stopped it; it can be resumed."""
+    RUN_STATE_FINISHED: _RunState.ValueType  # 5
+    """It is over."""
+
+class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
+    """Where a run stands."""
+
+RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
+"""Never sent by a server."""
+RUN_STATE_RUNNING: RunState.ValueType  # 1
+"""A server works on it, or died while it did: such a run is to be resumed."""
+RUN_STATE_AWAITING_APPROVAL: RunState.ValueType  # 2
+"""A call waits for `ApproveToolCall`."""
+RUN_STATE_AWAITING_RESULT: RunState.ValueType  # 3
+"""A call waits for `SubmitToolResult`."""
+RUN_STATE_INTERRUPTED: RunState.ValueType  # 4
+"""An error stopped it; it can be resumed."""
+RUN_STATE_FINISHED: RunState.ValueType  # 5
+"""It is over."""
+Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
 class AgentBudget(_message.Message):
-    """Bounds of a run. Whichever is reached first ends it."""
+    """Bounds of a run. Whichever is reached first ends it. Time that a run waits for approval or for its caller does not
+    count.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_STEPS_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
+    MAX_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     max_steps: _builtins.int
     """Most steps, each a thought and a tool call or the answer. 1 to 64. Unset means 8."""
     max_tokens: _builtins.int
     """Most tokens that the model generates over all steps. 1 to 131,072. Unset means 2,048."""
+    max_tool_calls: _builtins.int
+    """Most calls of tools. 0 to 256. Unset means 32."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Longest run. Above 0, at most 3,600 s. Unset means 120 s."""
@@ -100,21 +198,126 @@ class AgentBudget(_message.Message):
         max_steps: _builtins.int | None = ...,
         max_tokens: _builtins.int | None = ...,
         max_duration: _duration_pb2.Duration | None = ...,
+        max_tool_calls: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "max_duration", b"max_duration", "max_steps", b"max_steps", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_max_tool_calls", b"_max_tool_calls", "max_duration", b"max_duration", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "max_tool_calls", b"max_tool_calls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "max_duration", b"max_duration", "max_steps", b"max_steps", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_max_tool_calls", b"_max_tool_calls", "max_duration", b"max_duration", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "max_tool_calls", b"max_tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_tool_calls: _TypeAlias = _typing.Literal["max_tool_calls"]  # noqa: Y015
+    _WhichOneofArgType__max_tool_calls: _TypeAlias = _typing.Literal["_max_tool_calls", b"_max_tool_calls"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tool_calls) -> _WhichOneofReturnType__max_tool_calls | None: ...
 
 Global___AgentBudget: _TypeAlias = AgentBudget  # noqa: Y015
+
+@_typing.final
+class ChainPrompt(_message.Message):
+    """One prompt of a chain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    FOR_EACH_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    CONTAINS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Under which name later prompts find the answer: an identifier, none twice, not "task" or "item"."""
+    template: _builtins.str
+    """The prompt, at most 64 KiB. `{{name}}` stands for the answer of an earlier prompt, `{{task}}` for the task."""
+    for_each: _builtins.str
+    """Name of an earlier prompt: this one is asked once for each line of its answer, at most 32, which is `{{item}}`."""
+    when: _builtins.str
+    """Name of an earlier prompt: this one is asked only where its answer contains `contains`. Empty means always."""
+    contains: _builtins.str
+    """What the answer of `when` must contain, whatever its case."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        template: _builtins.str = ...,
+        for_each: _builtins.str = ...,
+        when: _builtins.str = ...,
+        contains: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "for_each", b"for_each", "name", b"name", "template", b"template", "when", b"when"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainPrompt: _TypeAlias = ChainPrompt  # noqa: Y015
+
+@_typing.final
+class ClientTool(_message.Message):
+    """A tool that the caller of a run carries out: the run waits for `SubmitToolResult`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: a letter or `_`, then at most 63 letters, digits, `_`, `.` and `-`."""
+    description: _builtins.str
+    """What it does, in words that the model sees. At most 2 KiB."""
+    parameters_json_schema: _builtins.str
+    """JSON schema of its arguments, of type object, at most 16 KiB. References within it are put in place."""
+    effect: Global___ToolEffect.ValueType
+    """What calling it does to the world."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters_json_schema: _builtins.str = ...,
+        effect: Global___ToolEffect.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "effect", b"effect", "name", b"name", "parameters_json_schema", b"parameters_json_schema"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientTool: _TypeAlias = ClientTool  # noqa: Y015
+
+@_typing.final
+class ApprovalPolicy(_message.Message):
+    """Which calls wait for a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITES_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    writes: _builtins.bool
+    """Those of every tool with effects."""
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of these tools."""
+
+    def __init__(
+        self,
+        *,
+        writes: _builtins.bool = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tools", b"tools", "writes", b"writes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalPolicy: _TypeAlias = ApprovalPolicy  # noqa: Y015
 
 @_typing.final
 class AgentSpec(_message.Message):
@@ -130,6 +333,12 @@ class AgentSpec(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    CLIENT_TOOLS_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    TOOL_REQUIRED_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """The task, in words. Required, at most 64 KiB."""
     strategy: Global___AgentStrategy.ValueType
@@ -142,13 +351,33 @@ class AgentSpec(_message.Message):
     """0 is greedy. 0 to 100. Unset means 0."""
     seed: _builtins.int
     """Makes a run with temperature repeatable. Unset means a random seed."""
+    votes: _builtins.int
+    """Chain of thought: how often to reason, 1 to 32. Unset means once. More need a temperature; 0 then means 0.7."""
+    tool_required: _builtins.bool
+    """Tool calling: the first reply has to be a call."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the tools that may be used. Empty means all that the server has."""
+        """Names of the server's tools that may be used. Empty means all of them, or none where there are `client_tools`."""
 
     @_builtins.property
     def budget(self) -> Global___AgentBudget:
         """Bounds. Unset: every default."""
+
+    @_builtins.property
+    def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainPrompt]:
+        """The prompts of a chain, 1 to 32. For AGENT_STRATEGY_CHAIN only."""
+
+    @_builtins.property
+    def client_tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientTool]:
+        """Tools that the caller carries out, at most 64."""
+
+    @_builtins.property
+    def passages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that the tool `search_passages` looks in; with any there is such a tool. At most 1,024 of 8 KiB."""
+
+    @_builtins.property
+    def approval(self) -> Global___ApprovalPolicy:
+        """Which calls wait for a person. Unset: those that the server asks for alone."""
 
     def __init__(
         self,
@@ -161,19 +390,29 @@ class AgentSpec(_message.Message):
         adapter: _builtins.str = ...,
         temperature: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        votes: _builtins.int | None = ...,
+        chain: _abc.Iterable[Global___ChainPrompt] | None = ...,
+        client_tools: _abc.Iterable[Global___ClientTool] | None = ...,
+        passages: _abc.Iterable[_builtins.str] | None = ...,
+        approval: Global___ApprovalPolicy | None = ...,
+        tool_required: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "budget", b"budget", "seed", b"seed", "temperature", b"temperature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_votes", b"_votes", "approval", b"approval", "budget", b"budget", "seed", b"seed", "temperature", b"temperature", "votes", b"votes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "adapter", b"adapter", "budget", b"budget", "model", b"model", "seed", b"seed", "strategy", b"strategy", "task", b"task", "temperature", b"temperature", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_votes", b"_votes", "adapter", b"adapter", "approval", b"approval", "budget", b"budget", "chain", b"chain", "client_tools", b"client_tools", "model", b"model", "passages", b"passages", "seed", b"seed", "strategy", b"strategy", "task", b"task", "temperature", b"temperature", "tool_required", b"tool_required", "tools", b"tools", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__votes: _TypeAlias = _typing.Literal["votes"]  # noqa: Y015
+    _WhichOneofArgType__votes: _TypeAlias = _typing.Literal["_votes", b"_votes"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__votes) -> _WhichOneofReturnType__votes | None: ...
 
 Global___AgentSpec: _TypeAlias = AgentSpec  # noqa: Y015
 
@@ -187,10 +426,13 @@ class RunStarted(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Identifies the run."""
     model: _builtins.str
     """Name of the model."""
+    prompt: _builtins.str
+    """Name and version of the server's prompts for it, such as "react@1"."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tools that may be used, sorted."""
@@ -206,14 +448,37 @@ class RunStarted(_message.Message):
         model: _builtins.str = ...,
         tools: _abc.Iterable[_builtins.str] | None = ...,
         budget: Global___AgentBudget | None = ...,
+        prompt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "model", b"model", "run_id", b"run_id", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "model", b"model", "prompt", b"prompt", "run_id", b"run_id", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunStarted: _TypeAlias = RunStarted  # noqa: Y015
+
+@_typing.final
+class RunResumed(_message.Message):
+    """The run goes on after an interruption."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The last step that is recorded; 0 where none is."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunResumed: _TypeAlias = RunResumed  # noqa: Y015
 
 @_typing.final
 class ThoughtDelta(_message.Message):
@@ -242,6 +507,122 @@ class ThoughtDelta(_message.Message):
 Global___ThoughtDelta: _TypeAlias = ThoughtDelta  # noqa: Y015
 
 @_typing.final
+class ModelReplied(_message.Message):
+    """The model has written one thing: a thought, an action or an answer. What it wrote is in other events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Number of the step, from 1."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Tokens consumed by this."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        usage: _usage_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelReplied: _TypeAlias = ModelReplied  # noqa: Y015
+
+@_typing.final
+class ApprovalRequested(_message.Message):
+    """A call waits for `ApproveToolCall`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Number of the step, from 1."""
+    call_id: _builtins.str
+    """The call that waits."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalRequested: _TypeAlias = ApprovalRequested  # noqa: Y015
+
+@_typing.final
+class ApprovalDecided(_message.Message):
+    """A person decided on a call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    APPROVED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Number of the step, from 1."""
+    call_id: _builtins.str
+    """The call."""
+    approved: _builtins.bool
+    """Whether it may be made."""
+    reason: _builtins.str
+    """What the model is told of a refusal."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        approved: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "call_id", b"call_id", "reason", b"reason", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalDecided: _TypeAlias = ApprovalDecided  # noqa: Y015
+
+@_typing.final
+class ToolStarted(_message.Message):
+    """A tool with effects is about to be called. From here on the server never makes the call again. For a tool of the
+    caller's: the call may be made now, and its result submitted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Number of the step, from 1."""
+    call_id: _builtins.str
+    """The call."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolStarted: _TypeAlias = ToolStarted  # noqa: Y015
+
+@_typing.final
 class ToolRequested(_message.Message):
     """The model asks for a tool."""
 
@@ -251,6 +632,8 @@ class ToolRequested(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     TOOL_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    BY_CLIENT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Number of the step, from 1."""
     call_id: _builtins.str
@@ -259,6 +642,10 @@ class ToolRequested(_message.Message):
     """Name of the tool."""
     arguments_json: _builtins.str
     """The arguments, a JSON object that is valid under the tool's schema."""
+    effect: Global___ToolEffect.ValueType
+    """What calling it does to the world."""
+    by_client: _builtins.bool
+    """Whether the caller of the run carries it out: the run waits for `SubmitToolResult`."""
     def __init__(
         self,
         *,
@@ -266,10 +653,12 @@ class ToolRequested(_message.Message):
         call_id: _builtins.str = ...,
         tool: _builtins.str = ...,
         arguments_json: _builtins.str = ...,
+        effect: Global___ToolEffect.ValueType = ...,
+        by_client: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "call_id", b"call_id", "step", b"step", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "by_client", b"by_client", "call_id", b"call_id", "effect", b"effect", "step", b"step", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,23 +781,99 @@ class ToolInfo(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     description: _builtins.str
     """What it does, in the words that the model sees."""
     parameters_json_schema: _builtins.str
     """JSON schema of its arguments."""
+    effect: Global___ToolEffect.ValueType
+    """What calling it does to the world."""
+    needs_approval: _builtins.bool
+    """Whether each call waits for a person, whatever the run's policy."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest call."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str = ...,
         parameters_json_schema: _builtins.str = ...,
+        effect: Global___ToolEffect.ValueType = ...,
+        needs_approval: _builtins.bool = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "effect", b"effect", "name", b"name", "needs_approval", b"needs_approval", "parameters_json_schema", b"parameters_json_schema", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolInfo: _TypeAlias = ToolInfo  # noqa: Y015
+
+@_typing.final
+class RunInfo(_message.Message):
+    """A run as its owner sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Identifies the run."""
+    state: Global___RunState.ValueType
+    """Where it stands."""
+    error: _builtins.str
+    """What interrupted it."""
+    events: _builtins.int
+    """Events that are written down."""
+    outcome: Global___RunOutcome.ValueType
+    """How it ended. Unspecified while it has not."""
+    answer: _builtins.str
+    """The answer, once there is one."""
+    @_builtins.property
+    def spec(self) -> Global___AgentSpec:
+        """What was asked for."""
+
+    @_builtins.property
+    def created(self) -> _timestamp_pb2.Timestamp:
+        """When it was started."""
+
+    @_builtins.property
+    def updated(self) -> _timestamp_pb2.Timestamp:
+        """When something was last written down of it."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        state: Global___RunState.ValueType = ...,
+        spec: Global___AgentSpec | None = ...,
+        created: _timestamp_pb2.Timestamp | None = ...,
+        updated: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+        events: _builtins.int = ...,
+        outcome: Global___RunOutcome.ValueType = ...,
+        answer: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "created", b"created", "spec", b"spec", "updated", b"updated"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "created", b"created", "error", b"error", "events", b"events", "outcome", b"outcome", "run_id", b"run_id", "spec", b"spec", "state", b"state", "updated", b"updated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
+    _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer) -> _WhichOneofReturnType__answer | None: ...
+
+Global___RunInfo: _TypeAlias = RunInfo  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from argosy.api.agents.v1 import agent_pb2 as argosy_dot_api_dot_agents_dot_v1_dot_agent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)argosy/api/agents/v1/agents_service.proto\x12\x14\x61rgosy.api.agents.v1\x1a argosy/api/agents/v1/agent.proto\"@\n\x0fRunAgentRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.argosy.api.agents.v1.AgentSpec\"\x82\x03\n\x10RunAgentResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x33\n\x07started\x18\x02 \x01(\x0b\x32 .argosy.api.agents.v1.RunStartedH\x00\x12;\n\rthought_delta\x18\x03 \x01(\x0b\x32\".argosy.api.agents.v1.ThoughtDeltaH\x00\x12=\n\x0etool_requested\x18\x04 \x01(\x0b\x32#.argosy.api.agents.v1.ToolRequestedH\x00\x12;\n\rtool_returned\x18\x05 \x01(\x0b\x32\".argosy.api.agents.v1.ToolReturnedH\x00\x12.\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1c.argosy.api.agents.v1.AnswerH\x00\x12\x35\n\x08\x66inished\x18\x07 \x01(\x0b\x32!.argosy.api.agents.v1.RunFinishedH\x00\x42\x07\n\x05\x65vent\"9\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x11ListToolsResponse\x12-\n\x05tools\x18\x01 \x03(\x0b\x32\x1e.argosy.api.agents.v1.ToolInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xca\x01\n\rAgentsService\x12[\n\x08RunAgent\x12%.argosy.api.agents.v1.RunAgentRequest\x1a&.argosy.api.agents.v1.RunAgentResponse0\x01\x12\\\n\tListTools\x12&.argosy.api.agents.v1.ListToolsRequest\x1a\'.argosy.api.agents.v1.ListToolsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)argosy/api/agents/v1/agents_service.proto\x12\x14\x61rgosy.api.agents.v1\x1a argosy/api/agents/v1/agent.proto\"R\n\x0fRunAgentRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.argosy.api.agents.v1.AgentSpec\x12\x10\n\x08\x64\x65tached\x18\x02 \x01(\x08\"\xb9\x05\n\x10RunAgentResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x33\n\x07started\x18\x02 \x01(\x0b\x32 .argosy.api.agents.v1.RunStartedH\x00\x12;\n\rthought_delta\x18\x03 \x01(\x0b\x32\".argosy.api.agents.v1.ThoughtDeltaH\x00\x12=\n\x0etool_requested\x18\x04 \x01(\x0b\x32#.argosy.api.agents.v1.ToolRequestedH\x00\x12;\n\rtool_returned\x18\x05 \x01(\x0b\x32\".argosy.api.agents.v1.ToolReturnedH\x00\x12.\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1c.argosy.api.agents.v1.AnswerH\x00\x12\x35\n\x08\x66inished\x18\x07 \x01(\x0b\x32!.argosy.api.agents.v1.RunFinishedH\x00\x12;\n\rmodel_replied\x18\x08 \x01(\x0b\x32\".argosy.api.agents.v1.ModelRepliedH\x00\x12\x45\n\x12\x61pproval_requested\x18\t \x01(\x0b\x32\'.argosy.api.agents.v1.ApprovalRequestedH\x00\x12\x41\n\x10\x61pproval_decided\x18\n \x01(\x0b\x32%.argosy.api.agents.v1.ApprovalDecidedH\x00\x12\x39\n\x0ctool_started\x18\x0b \x01(\x0b\x32!.argosy.api.agents.v1.ToolStartedH\x00\x12\x33\n\x07resumed\x18\x0c \x01(\x0b\x32 .argosy.api.agents.v1.RunResumedH\x00\x42\x07\n\x05\x65vent\"9\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x11ListToolsResponse\x12-\n\x05tools\x18\x01 \x03(\x0b\x32\x1e.argosy.api.agents.v1.ToolInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x02 \x01(\x08\"\xba\x05\n\x11ResumeRunResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x33\n\x07started\x18\x02 \x01(\x0b\x32 .argosy.api.agents.v1.RunStartedH\x00\x12;\n\rthought_delta\x18\x03 \x01(\x0b\x32\".argosy.api.agents.v1.ThoughtDeltaH\x00\x12=\n\x0etool_requested\x18\x04 \x01(\x0b\x32#.argosy.api.agents.v1.ToolRequestedH\x00\x12;\n\rtool_returned\x18\x05 \x01(\x0b\x32\".argosy.api.agents.v1.ToolReturnedH\x00\x12.\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1c.argosy.api.agents.v1.AnswerH\x00\x12\x35\n\x08\x66inished\x18\x07 \x01(\x0b\x32!.argosy.api.agents.v1.RunFinishedH\x00\x12;\n\rmodel_replied\x18\x08 \x01(\x0b\x32\".argosy.api.agents.v1.ModelRepliedH\x00\x12\x45\n\x12\x61pproval_requested\x18\t \x01(\x0b\x32\'.argosy.api.agents.v1.ApprovalRequestedH\x00\x12\x41\n\x10\x61pproval_decided\x18\n \x01(\x0b\x32%.argosy.api.agents.v1.ApprovalDecidedH\x00\x12\x39\n\x0ctool_started\x18\x0b \x01(\x0b\x32!.argosy.api.agents.v1.ToolStartedH\x00\x12\x33\n\x07resumed\x18\x0c \x01(\x0b\x32 .argosy.api.agents.v1.RunResumedH\x00\x42\x07\n\x05\x65vent\"0\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"\xb9\x05\n\x10WatchRunResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x33\n\x07started\x18\x02 \x01(\x0b\x32 .argosy.api.agents.v1.RunStartedH\x00\x12;\n\rthought_delta\x18\x03 \x01(\x0b\x32\".argosy.api.agents.v1.ThoughtDeltaH\x00\x12=\n\x0etool_requested\x18\x04 \x01(\x0b\x32#.argosy.api.agents.v1.ToolRequestedH\x00\x12;\n\rtool_returned\x18\x05 \x01(\x0b\x32\".argosy.api.agents.v1.ToolReturnedH\x00\x12.\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1c.argosy.api.agents.v1.AnswerH\x00\x12\x35\n\x08\x66inished\x18\x07 \x01(\x0b\x32!.argosy.api.agents.v1.RunFinishedH\x00\x12;\n\rmodel_replied\x18\x08 \x01(\x0b\x32\".argosy.api.agents.v1.ModelRepliedH\x00\x12\x45\n\x12\x61pproval_requested\x18\t \x01(\x0b\x32\'.argosy.api.agents.v1.ApprovalRequestedH\x00\x12\x41\n\x10\x61pproval_decided\x18\n \x01(\x0b\x32%.argosy.api.agents.v1.ApprovalDecidedH\x00\x12\x39\n\x0ctool_started\x18\x0b \x01(\x0b\x32!.argosy.api.agents.v1.ToolStartedH\x00\x12\x33\n\x07resumed\x18\x0c \x01(\x0b\x32 .argosy.api.agents.v1.RunResumedH\x00\x42\x07\n\x05\x65vent\"\"\n\x10ReplayRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xba\x05\n\x11ReplayRunResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x33\n\x07started\x18\x02 \x01(\x0b\x32 .argosy.api.agents.v1.RunStartedH\x00\x12;\n\rthought_delta\x18\x03 \x01(\x0b\x32\".argosy.api.agents.v1.ThoughtDeltaH\x00\x12=\n\x0etool_requested\x18\x04 \x01(\x0b\x32#.argosy.api.agents.v1.ToolRequestedH\x00\x12;\n\rtool_returned\x18\x05 \x01(\x0b\x32\".argosy.api.agents.v1.ToolReturnedH\x00\x12.\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1c.argosy.api.agents.v1.AnswerH\x00\x12\x35\n\x08\x66inished\x18\x07 \x01(\x0b\x32!.argosy.api.agents.v1.RunFinishedH\x00\x12;\n\rmodel_replied\x18\x08 \x01(\x0b\x32\".argosy.api.agents.v1.ModelRepliedH\x00\x12\x45\n\x12\x61pproval_requested\x18\t \x01(\x0b\x32\'.argosy.api.agents.v1.ApprovalRequestedH\x00\x12\x41\n\x10\x61pproval_decided\x18\n \x01(\x0b\x32%.argosy.api.agents.v1.ApprovalDecidedH\x00\x12\x39\n\x0ctool_started\x18\x0b \x01(\x0b\x32!.argosy.api.agents.v1.ToolStartedH\x00\x12\x33\n\x07resumed\x18\x0c \x01(\x0b\x32 .argosy.api.agents.v1.RunResumedH\x00\x42\x07\n\x05\x65vent\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"<\n\x0eGetRunResponse\x12*\n\x03run\x18\x01 \x01(\x0b\x32\x1d.argosy.api.agents.v1.RunInfo\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x10ListRunsResponse\x12+\n\x04runs\x18\x01 \x03(\x0b\x32\x1d.argosy.api.agents.v1.RunInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"?\n\x11\x43\x61ncelRunResponse\x12*\n\x03run\x18\x01 \x01(\x0b\x32\x1d.argosy.api.agents.v1.RunInfo\"[\n\x16\x41pproveToolCallRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x10\n\x08\x61pproved\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x19\n\x17\x41pproveToolCallResponse\"\\\n\x17SubmitToolResultRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\"\x1a\n\x18SubmitToolResultResponse2\xd8\x07\n\rAgentsService\x12[\n\x08RunAgent\x12%.argosy.api.agents.v1.RunAgentRequest\x1a&.argosy.api.agents.v1.RunAgentResponse0\x01\x12^\n\tResumeRun\x12&.argosy.api.agents.v1.ResumeRunRequest\x1a\'.argosy.api.agents.v1.ResumeRunResponse0\x01\x12[\n\x08WatchRun\x12%.argosy.api.agents.v1.WatchRunRequest\x1a&.argosy.api.agents.v1.WatchRunResponse0\x01\x12^\n\tReplayRun\x12&.argosy.api.agents.v1.ReplayRunRequest\x1a\'.argosy.api.agents.v1.ReplayRunResponse0\x01\x12S\n\x06GetRun\x12#.argosy.api.agents.v1.GetRunRequest\x1a$.argosy.api.agents.v1.GetRunResponse\x12Y\n\x08ListRuns\x12%.argosy.api.agents.v1.ListRunsRequest\x1a&.argosy.api.agents.v1.ListRunsResponse\x12\\\n\tCancelRun\x12&.argosy.api.agents.v1.CancelRunRequest\x1a\'.argosy.api.agents.v1.CancelRunResponse\x12n\n\x0f\x41pproveToolCall\x12,.argosy.api.agents.v1.ApproveToolCallRequest\x1a-.argosy.api.agents.v1.ApproveToolCallResponse\x12q\n\x10SubmitToolResult\x12-.argosy.api.agents.v1.SubmitToolResultRequest\x1a..argosy.api.agents.v1.SubmitToolResultResponse\x12\\\n\tListTools\x12&.argosy.api.agents.v1.ListToolsRequest\x1a\'.argosy.api.agents.v1.ListToolsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,45 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'argosy.api.agents.v1.agents
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUNAGENTREQUEST']._serialized_start=101
-  _globals['_RUNAGENTREQUEST']._serialized_end=165
-  _globals['_RUNAGENTRESPONSE']._serialized_start=168
-  _globals['_RUNAGENTRESPONSE']._serialized_end=554
-  _globals['_LISTTOOLSREQUEST']._serialized_start=556
-  _globals['_LISTTOOLSREQUEST']._serialized_end=613
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=615
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=706
-  _globals['_AGENTSSERVICE']._serialized_start=709
-  _globals['_AGENTSSERVICE']._serialized_end=911
+  _globals['_RUNAGENTREQUEST']._serialized_end=183
+  _globals['_RUNAGENTRESPONSE']._serialized_start=186
+  _globals['_RUNAGENTRESPONSE']._serialized_end=883
+  _globals['_LISTTOOLSREQUEST']._serialized_start=885
+  _globals['_LISTTOOLSREQUEST']._serialized_end=942
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=944
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=1035
+  _globals['_RESUMERUNREQUEST']._serialized_start=1037
+  _globals['_RESUMERUNREQUEST']._serialized_end=1089
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1092
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1790
+  _globals['_WATCHRUNREQUEST']._serialized_start=1792
+  _globals['_WATCHRUNREQUEST']._serialized_end=1840
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1843
+  _globals['_WATCHRUNRESPONSE']._serialized_end=2540
+  _globals['_REPLAYRUNREQUEST']._serialized_start=2542
+  _globals['_REPLAYRUNREQUEST']._serialized_end=2576
+  _globals['_REPLAYRUNRESPONSE']._serialized_start=2579
+  _globals['_REPLAYRUNRESPONSE']._serialized_end=3277
+  _globals['_GETRUNREQUEST']._serialized_start=3279
+  _globals['_GETRUNREQUEST']._serialized_end=3310
+  _globals['_GETRUNRESPONSE']._serialized_start=3312
+  _globals['_GETRUNRESPONSE']._serialized_end=3372
+  _globals['_LISTRUNSREQUEST']._serialized_start=3374
+  _globals['_LISTRUNSREQUEST']._serialized_end=3430
+  _globals['_LISTRUNSRESPONSE']._serialized_start=3432
+  _globals['_LISTRUNSRESPONSE']._serialized_end=3520
+  _globals['_CANCELRUNREQUEST']._serialized_start=3522
+  _globals['_CANCELRUNREQUEST']._serialized_end=3556
+  _globals['_CANCELRUNRESPONSE']._serialized_start=3558
+  _globals['_CANCELRUNRESPONSE']._serialized_end=3621
+  _globals['_APPROVETOOLCALLREQUEST']._serialized_start=3623
+  _globals['_APPROVETOOLCALLREQUEST']._serialized_end=3714
+  _globals['_APPROVETOOLCALLRESPONSE']._serialized_start=3716
+  _globals['_APPROVETOOLCALLRESPONSE']._serialized_end=3741
+  _globals['_SUBMITTOOLRESULTREQUEST']._serialized_start=3743
+  _globals['_SUBMITTOOLRESULTREQUEST']._serialized_end=3835
+  _globals['_SUBMITTOOLRESULTRESPONSE']._serialized_start=3837
+  _globals['_SUBMITTOOLRESULTRESPONSE']._serialized_end=3863
+  _globals['_AGENTSSERVICE']._serialized_start=3866
+  _globals['_AGENTSSERVICE']._serialized_end=4850
 # @@protoc_insertion_point(module_scope)

@@ -26,6 +26,9 @@ class RunAgentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    DETACHED_FIELD_NUMBER: _builtins.int
+    detached: _builtins.bool
+    """Lets the run go on when the call ends: by itself, by its deadline, or because the client goes away."""
     @_builtins.property
     def spec(self) -> _agent_pb2.AgentSpec:
         """What to do and within which bounds. Required."""
@@ -34,10 +37,11 @@ class RunAgentRequest(_message.Message):
         self,
         *,
         spec: _agent_pb2.AgentSpec | None = ...,
+        detached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -45,7 +49,9 @@ Global___RunAgentRequest: _TypeAlias = RunAgentRequest  # noqa: Y015
 
 @_typing.final
 class RunAgentResponse(_message.Message):
-    """One event of a run. The stream starts with `started`, and when it ends with OK its last event is `finished`."""
+    """An event of a run that is started. The stream starts with `started`, and when it ends with OK its last event is
+    `finished`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -56,8 +62,15 @@ class RunAgentResponse(_message.Message):
     TOOL_RETURNED_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    MODEL_REPLIED_FIELD_NUMBER: _builtins.int
+    APPROVAL_REQUESTED_FIELD_NUMBER: _builtins.int
+    APPROVAL_DECIDED_FIELD_NUMBER: _builtins.int
+    TOOL_STARTED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Number of the event within its run, from 1 and without gaps. Keep-alives have 0."""
+    """Number of the event within its run, from 1 and without gaps. Keep-alives have 0. A run that is resumed gives the
+    numbers of thoughts that were not complete again.
+    """
     @_builtins.property
     def started(self) -> _agent_pb2.RunStarted:
         """The run begins."""
@@ -82,6 +95,26 @@ class RunAgentResponse(_message.Message):
     def finished(self) -> _agent_pb2.RunFinished:
         """The run is over. Sent once, last."""
 
+    @_builtins.property
+    def model_replied(self) -> _agent_pb2.ModelReplied:
+        """The model has written one thing."""
+
+    @_builtins.property
+    def approval_requested(self) -> _agent_pb2.ApprovalRequested:
+        """A call waits for a person."""
+
+    @_builtins.property
+    def approval_decided(self) -> _agent_pb2.ApprovalDecided:
+        """A person decided on a call."""
+
+    @_builtins.property
+    def tool_started(self) -> _agent_pb2.ToolStarted:
+        """A tool with effects is about to be called."""
+
+    @_builtins.property
+    def resumed(self) -> _agent_pb2.RunResumed:
+        """The run goes on after an interruption."""
+
     def __init__(
         self,
         *,
@@ -92,12 +125,17 @@ class RunAgentResponse(_message.Message):
         tool_returned: _agent_pb2.ToolReturned | None = ...,
         answer: _agent_pb2.Answer | None = ...,
         finished: _agent_pb2.RunFinished | None = ...,
+        model_replied: _agent_pb2.ModelReplied | None = ...,
+        approval_requested: _agent_pb2.ApprovalRequested | None = ...,
+        approval_decided: _agent_pb2.ApprovalDecided | None = ...,
+        tool_started: _agent_pb2.ToolStarted | None = ...,
+        resumed: _agent_pb2.RunResumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "finished", b"finished", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "finished", b"finished", "sequence", b"sequence", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "sequence", b"sequence", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought_delta", "tool_requested", "tool_returned", "answer", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought_delta", "tool_requested", "tool_returned", "answer", "finished", "model_replied", "approval_requested", "approval_decided", "tool_started", "resumed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -156,3 +194,595 @@ class ListToolsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListToolsResponse: _TypeAlias = ListToolsResponse  # noqa: Y015
+
+@_typing.final
+class ResumeRunRequest(_message.Message):
+    """Which run to go on with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    DETACHED_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. Required."""
+    detached: _builtins.bool
+    """As in `RunAgentRequest`."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        detached: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRunRequest: _TypeAlias = ResumeRunRequest  # noqa: Y015
+
+@_typing.final
+class ResumeRunResponse(_message.Message):
+    """An event of a run that is resumed, as in `RunAgentResponse`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    THOUGHT_DELTA_FIELD_NUMBER: _builtins.int
+    TOOL_REQUESTED_FIELD_NUMBER: _builtins.int
+    TOOL_RETURNED_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    MODEL_REPLIED_FIELD_NUMBER: _builtins.int
+    APPROVAL_REQUESTED_FIELD_NUMBER: _builtins.int
+    APPROVAL_DECIDED_FIELD_NUMBER: _builtins.int
+    TOOL_STARTED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Number of the event within its run, from 1. Keep-alives have 0."""
+    @_builtins.property
+    def started(self) -> _agent_pb2.RunStarted:
+        """The run begins."""
+
+    @_builtins.property
+    def thought_delta(self) -> _agent_pb2.ThoughtDelta:
+        """More text of the thought of a step."""
+
+    @_builtins.property
+    def tool_requested(self) -> _agent_pb2.ToolRequested:
+        """The model asks for a tool."""
+
+    @_builtins.property
+    def tool_returned(self) -> _agent_pb2.ToolReturned:
+        """The tool answered or failed."""
+
+    @_builtins.property
+    def answer(self) -> _agent_pb2.Answer:
+        """The model gave its answer."""
+
+    @_builtins.property
+    def finished(self) -> _agent_pb2.RunFinished:
+        """The run is over. Sent once, last."""
+
+    @_builtins.property
+    def model_replied(self) -> _agent_pb2.ModelReplied:
+        """The model has written one thing."""
+
+    @_builtins.property
+    def approval_requested(self) -> _agent_pb2.ApprovalRequested:
+        """A call waits for a person."""
+
+    @_builtins.property
+    def approval_decided(self) -> _agent_pb2.ApprovalDecided:
+        """A person decided on a call."""
+
+    @_builtins.property
+    def tool_started(self) -> _agent_pb2.ToolStarted:
+        """A tool with effects is about to be called."""
+
+    @_builtins.property
+    def resumed(self) -> _agent_pb2.RunResumed:
+        """The run goes on after an interruption."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        started: _agent_pb2.RunStarted | None = ...,
+        thought_delta: _agent_pb2.ThoughtDelta | None = ...,
+        tool_requested: _agent_pb2.ToolRequested | None = ...,
+        tool_returned: _agent_pb2.ToolReturned | None = ...,
+        answer: _agent_pb2.Answer | None = ...,
+        finished: _agent_pb2.RunFinished | None = ...,
+        model_replied: _agent_pb2.ModelReplied | None = ...,
+        approval_requested: _agent_pb2.ApprovalRequested | None = ...,
+        approval_decided: _agent_pb2.ApprovalDecided | None = ...,
+        tool_started: _agent_pb2.ToolStarted | None = ...,
+        resumed: _agent_pb2.RunResumed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "sequence", b"sequence", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought_delta", "tool_requested", "tool_returned", "answer", "finished", "model_replied", "approval_requested", "approval_decided", "tool_started", "resumed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ResumeRunResponse: _TypeAlias = ResumeRunResponse  # noqa: Y015
+
+@_typing.final
+class WatchRunRequest(_message.Message):
+    """Which run to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. Required."""
+    after: _builtins.int
+    """Number of the last event that is known; 0 asks for all."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunRequest: _TypeAlias = WatchRunRequest  # noqa: Y015
+
+@_typing.final
+class WatchRunResponse(_message.Message):
+    """An event of a run that is followed, as in `RunAgentResponse`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    THOUGHT_DELTA_FIELD_NUMBER: _builtins.int
+    TOOL_REQUESTED_FIELD_NUMBER: _builtins.int
+    TOOL_RETURNED_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    MODEL_REPLIED_FIELD_NUMBER: _builtins.int
+    APPROVAL_REQUESTED_FIELD_NUMBER: _builtins.int
+    APPROVAL_DECIDED_FIELD_NUMBER: _builtins.int
+    TOOL_STARTED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Number of the event within its run, from 1. Keep-alives have 0."""
+    @_builtins.property
+    def started(self) -> _agent_pb2.RunStarted:
+        """The run begins."""
+
+    @_builtins.property
+    def thought_delta(self) -> _agent_pb2.ThoughtDelta:
+        """More text of the thought of a step."""
+
+    @_builtins.property
+    def tool_requested(self) -> _agent_pb2.ToolRequested:
+        """The model asks for a tool."""
+
+    @_builtins.property
+    def tool_returned(self) -> _agent_pb2.ToolReturned:
+        """The tool answered or failed."""
+
+    @_builtins.property
+    def answer(self) -> _agent_pb2.Answer:
+        """The model gave its answer."""
+
+    @_builtins.property
+    def finished(self) -> _agent_pb2.RunFinished:
+        """The run is over. Sent once, last."""
+
+    @_builtins.property
+    def model_replied(self) -> _agent_pb2.ModelReplied:
+        """The model has written one thing."""
+
+    @_builtins.property
+    def approval_requested(self) -> _agent_pb2.ApprovalRequested:
+        """A call waits for a person."""
+
+    @_builtins.property
+    def approval_decided(self) -> _agent_pb2.ApprovalDecided:
+        """A person decided on a call."""
+
+    @_builtins.property
+    def tool_started(self) -> _agent_pb2.ToolStarted:
+        """A tool with effects is about to be called."""
+
+    @_builtins.property
+    def resumed(self) -> _agent_pb2.RunResumed:
+        """The run goes on after an interruption."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        started: _agent_pb2.RunStarted | None = ...,
+        thought_delta: _agent_pb2.ThoughtDelta | None = ...,
+        tool_requested: _agent_pb2.ToolRequested | None = ...,
+        tool_returned: _agent_pb2.ToolReturned | None = ...,
+        answer: _agent_pb2.Answer | None = ...,
+        finished: _agent_pb2.RunFinished | None = ...,
+        model_replied: _agent_pb2.ModelReplied | None = ...,
+        approval_requested: _agent_pb2.ApprovalRequested | None = ...,
+        approval_decided: _agent_pb2.ApprovalDecided | None = ...,
+        tool_started: _agent_pb2.ToolStarted | None = ...,
+        resumed: _agent_pb2.RunResumed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "sequence", b"sequence", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought_delta", "tool_requested", "tool_returned", "answer", "finished", "model_replied", "approval_requested", "approval_decided", "tool_started", "resumed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
+
+@_typing.final
+class ReplayRunRequest(_message.Message):
+    """Which run to show again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. Required."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRunRequest: _TypeAlias = ReplayRunRequest  # noqa: Y015
+
+@_typing.final
+class ReplayRunResponse(_message.Message):
+    """An event of a run that is shown again, as in `RunAgentResponse`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    THOUGHT_DELTA_FIELD_NUMBER: _builtins.int
+    TOOL_REQUESTED_FIELD_NUMBER: _builtins.int
+    TOOL_RETURNED_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    MODEL_REPLIED_FIELD_NUMBER: _builtins.int
+    APPROVAL_REQUESTED_FIELD_NUMBER: _builtins.int
+    APPROVAL_DECIDED_FIELD_NUMBER: _builtins.int
+    TOOL_STARTED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Number of the event within its run, from 1. Keep-alives have 0."""
+    @_builtins.property
+    def started(self) -> _agent_pb2.RunStarted:
+        """The run begins."""
+
+    @_builtins.property
+    def thought_delta(self) -> _agent_pb2.ThoughtDelta:
+        """More text of the thought of a step."""
+
+    @_builtins.property
+    def tool_requested(self) -> _agent_pb2.ToolRequested:
+        """The model asks for a tool."""
+
+    @_builtins.property
+    def tool_returned(self) -> _agent_pb2.ToolReturned:
+        """The tool answered or failed."""
+
+    @_builtins.property
+    def answer(self) -> _agent_pb2.Answer:
+        """The model gave its answer."""
+
+    @_builtins.property
+    def finished(self) -> _agent_pb2.RunFinished:
+        """The run is over. Sent once, last."""
+
+    @_builtins.property
+    def model_replied(self) -> _agent_pb2.ModelReplied:
+        """The model has written one thing."""
+
+    @_builtins.property
+    def approval_requested(self) -> _agent_pb2.ApprovalRequested:
+        """A call waits for a person."""
+
+    @_builtins.property
+    def approval_decided(self) -> _agent_pb2.ApprovalDecided:
+        """A person decided on a call."""
+
+    @_builtins.property
+    def tool_started(self) -> _agent_pb2.ToolStarted:
+        """A tool with effects is about to be called."""
+
+    @_builtins.property
+    def resumed(self) -> _agent_pb2.RunResumed:
+        """The run goes on after an interruption."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        started: _agent_pb2.RunStarted | None = ...,
+        thought_delta: _agent_pb2.ThoughtDelta | None = ...,
+        tool_requested: _agent_pb2.ToolRequested | None = ...,
+        tool_returned: _agent_pb2.ToolReturned | None = ...,
+        answer: _agent_pb2.Answer | None = ...,
+        finished: _agent_pb2.RunFinished | None = ...,
+        model_replied: _agent_pb2.ModelReplied | None = ...,
+        approval_requested: _agent_pb2.ApprovalRequested | None = ...,
+        approval_decided: _agent_pb2.ApprovalDecided | None = ...,
+        tool_started: _agent_pb2.ToolStarted | None = ...,
+        resumed: _agent_pb2.RunResumed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "event", b"event", "finished", b"finished", "model_replied", b"model_replied", "resumed", b"resumed", "sequence", b"sequence", "started", b"started", "thought_delta", b"thought_delta", "tool_requested", b"tool_requested", "tool_returned", b"tool_returned", "tool_started", b"tool_started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought_delta", "tool_requested", "tool_returned", "answer", "finished", "model_replied", "approval_requested", "approval_decided", "tool_started", "resumed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ReplayRunResponse: _TypeAlias = ReplayRunResponse  # noqa: Y015
+
+@_typing.final
+class GetRunRequest(_message.Message):
+    """Which run to tell of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. Required."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunRequest: _TypeAlias = GetRunRequest  # noqa: Y015
+
+@_typing.final
+class GetRunResponse(_message.Message):
+    """Where a run stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> _agent_pb2.RunInfo:
+        """The run."""
+
+    def __init__(
+        self,
+        *,
+        run: _agent_pb2.RunInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunResponse: _TypeAlias = GetRunResponse  # noqa: Y015
+
+@_typing.final
+class ListRunsRequest(_message.Message):
+    """Which runs to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most runs in one page, at most 1,000. 0 means 100."""
+    page_token: _builtins.str
+    """Where to go on: `next_page_token` of the page before. Empty means the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunsRequest: _TypeAlias = ListRunsRequest  # noqa: Y015
+
+@_typing.final
+class ListRunsResponse(_message.Message):
+    """A page of runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: there is none."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.RunInfo]:
+        """The runs, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[_agent_pb2.RunInfo] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunsResponse: _TypeAlias = ListRunsResponse  # noqa: Y015
+
+@_typing.final
+class CancelRunRequest(_message.Message):
+    """Which run to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. Required."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRunRequest: _TypeAlias = CancelRunRequest  # noqa: Y015
+
+@_typing.final
+class CancelRunResponse(_message.Message):
+    """The run that was ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> _agent_pb2.RunInfo:
+        """The run."""
+
+    def __init__(
+        self,
+        *,
+        run: _agent_pb2.RunInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRunResponse: _TypeAlias = CancelRunResponse  # noqa: Y015
+
+@_typing.final
+class ApproveToolCallRequest(_message.Message):
+    """A decision on a call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    APPROVED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. Required."""
+    call_id: _builtins.str
+    """The call, from its `approval_requested`. Required."""
+    approved: _builtins.bool
+    """Whether it may be made. False refuses it."""
+    reason: _builtins.str
+    """What the model is told of a refusal. At most 1 KiB."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        call_id: _builtins.str = ...,
+        approved: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "call_id", b"call_id", "reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveToolCallRequest: _TypeAlias = ApproveToolCallRequest  # noqa: Y015
+
+@_typing.final
+class ApproveToolCallResponse(_message.Message):
+    """The decision was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveToolCallResponse: _TypeAlias = ApproveToolCallResponse  # noqa: Y015
+
+@_typing.final
+class SubmitToolResultRequest(_message.Message):
+    """What came of a call of one of the caller's tools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    IS_ERROR_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. Required."""
+    call_id: _builtins.str
+    """The call, from its `tool_started`. Required."""
+    result: _builtins.str
+    """What the model gets to see, at most 64 KiB; of it, the first 2,000 characters."""
+    is_error: _builtins.bool
+    """Whether the tool failed; the result then says why."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        call_id: _builtins.str = ...,
+        result: _builtins.str = ...,
+        is_error: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "is_error", b"is_error", "result", b"result", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitToolResultRequest: _TypeAlias = SubmitToolResultRequest  # noqa: Y015
+
+@_typing.final
+class SubmitToolResultResponse(_message.Message):
+    """The result was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitToolResultResponse: _TypeAlias = SubmitToolResultResponse  # noqa: Y015

@@ -26,11 +26,13 @@ if _version_not_supported:
 
 
 class AgentsServiceStub(object):
-    """Runs agents and streams what they do.
+    """Runs agents, streams what they do and keeps it. A run belongs to the API key that started it; to others it does not
+    exist.
 
     Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND
-    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING,
-    DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED.
+    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND, RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_STATE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED, STORE_UNAVAILABLE),
+    DEADLINE_EXCEEDED.
     """
 
     def __init__(self, channel):
@@ -44,6 +46,46 @@ class AgentsServiceStub(object):
                 request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.RunAgentRequest.SerializeToString,
                 response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.RunAgentResponse.FromString,
                 _registered_method=True)
+        self.ResumeRun = channel.unary_stream(
+                '/argosy.api.agents.v1.AgentsService/ResumeRun',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
+        self.WatchRun = channel.unary_stream(
+                '/argosy.api.agents.v1.AgentsService/WatchRun',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.WatchRunRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.WatchRunResponse.FromString,
+                _registered_method=True)
+        self.ReplayRun = channel.unary_stream(
+                '/argosy.api.agents.v1.AgentsService/ReplayRun',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ReplayRunRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ReplayRunResponse.FromString,
+                _registered_method=True)
+        self.GetRun = channel.unary_unary(
+                '/argosy.api.agents.v1.AgentsService/GetRun',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.GetRunRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.GetRunResponse.FromString,
+                _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/argosy.api.agents.v1.AgentsService/ListRuns',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
+        self.CancelRun = channel.unary_unary(
+                '/argosy.api.agents.v1.AgentsService/CancelRun',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.CancelRunRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.CancelRunResponse.FromString,
+                _registered_method=True)
+        self.ApproveToolCall = channel.unary_unary(
+                '/argosy.api.agents.v1.AgentsService/ApproveToolCall',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ApproveToolCallRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ApproveToolCallResponse.FromString,
+                _registered_method=True)
+        self.SubmitToolResult = channel.unary_unary(
+                '/argosy.api.agents.v1.AgentsService/SubmitToolResult',
+                request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.SubmitToolResultRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.SubmitToolResultResponse.FromString,
+                _registered_method=True)
         self.ListTools = channel.unary_unary(
                 '/argosy.api.agents.v1.AgentsService/ListTools',
                 request_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListToolsRequest.SerializeToString,
@@ -52,16 +94,77 @@ class AgentsServiceStub(object):
 
 
 class AgentsServiceServicer(object):
-    """Runs agents and streams what they do.
+    """Runs agents, streams what they do and keeps it. A run belongs to the API key that started it; to others it does not
+    exist.
 
     Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND
-    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING,
-    DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED.
+    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND, RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_STATE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED, STORE_UNAVAILABLE),
+    DEADLINE_EXCEEDED.
     """
 
     def RunAgent(self, request, context):
         """Runs a task to its end or to its budget and sends each event as it happens. Cancelling the call ends the run and
-        frees what it holds. A used-up budget is no error: the run finishes with an outcome that says so.
+        frees what it holds, unless the run is detached. A used-up budget is no error: the run finishes with an outcome that
+        says so. Every step is written down before its effect, so that the run survives its server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Goes on with a run whose server died or that an error stopped, from its last complete step, and sends the events
+        from there on. Completions and calls that are recorded are not made again; a call of a tool with effects that was
+        begun and has no result is shown to the model as such, and not repeated. A run that goes on here is followed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRun(self, request, context):
+        """Follows a run from any event on. Does not end it by going away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayRun(self, request, context):
+        """Sends the events that are written down of a run once more, and nothing that comes later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRun(self, request, context):
+        """Tells where a run stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRuns(self, request, context):
+        """Lists runs, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRun(self, request, context):
+        """Ends a run for good. What it held of an engine here is free when this returns. A finished run stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveToolCall(self, request, context):
+        """Allows a call that waits for a person, or refuses it. The first decision counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitToolResult(self, request, context):
+        """Answers a call of one of the caller's own tools. The first answer counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +185,46 @@ def add_AgentsServiceServicer_to_server(servicer, server):
                     request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.RunAgentRequest.FromString,
                     response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.RunAgentResponse.SerializeToString,
             ),
+            'ResumeRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ResumeRunRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'WatchRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRun,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.WatchRunRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'ReplayRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReplayRun,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ReplayRunRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ReplayRunResponse.SerializeToString,
+            ),
+            'GetRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRun,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.GetRunRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.GetRunResponse.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListRunsRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'CancelRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRun,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.CancelRunRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'ApproveToolCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveToolCall,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ApproveToolCallRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ApproveToolCallResponse.SerializeToString,
+            ),
+            'SubmitToolResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitToolResult,
+                    request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.SubmitToolResultRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.SubmitToolResultResponse.SerializeToString,
+            ),
             'ListTools': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTools,
                     request_deserializer=argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListToolsRequest.FromString,
@@ -96,11 +239,13 @@ def add_AgentsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentsService(object):
-    """Runs agents and streams what they do.
+    """Runs agents, streams what they do and keeps it. A run belongs to the API key that started it; to others it does not
+    exist.
 
     Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND
-    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING,
-    DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED.
+    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND, RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_STATE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED, STORE_UNAVAILABLE),
+    DEADLINE_EXCEEDED.
     """
 
     @staticmethod
@@ -120,6 +265,222 @@ class AgentsService(object):
             '/argosy.api.agents.v1.AgentsService/RunAgent',
             argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.RunAgentRequest.SerializeToString,
             argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.RunAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/ResumeRun',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ResumeRunRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/WatchRun',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.WatchRunRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/ReplayRun',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ReplayRunRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ReplayRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/GetRun',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.GetRunRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.GetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/ListRuns',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListRunsRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/CancelRun',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.CancelRunRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveToolCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/ApproveToolCall',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ApproveToolCallRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.ApproveToolCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitToolResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.agents.v1.AgentsService/SubmitToolResult',
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.SubmitToolResultRequest.SerializeToString,
+            argosy_dot_api_dot_agents_dot_v1_dot_agents__service__pb2.SubmitToolResultResponse.FromString,
             options,
             channel_credentials,
             insecure,

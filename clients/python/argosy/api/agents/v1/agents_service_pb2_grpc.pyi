@@ -27,11 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentsServiceStub:
-    """Runs agents and streams what they do.
+    """Runs agents, streams what they do and keeps it. A run belongs to the API key that started it; to others it does not
+    exist.
 
     Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND
-    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING,
-    DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED.
+    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND, RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_STATE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED, STORE_UNAVAILABLE),
+    DEADLINE_EXCEEDED.
     """
 
     @_typing.overload
@@ -40,34 +42,78 @@ class AgentsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentsServiceAsyncStub: ...
     RunAgent: _grpc.UnaryStreamMultiCallable[_agents_service_pb2.RunAgentRequest, _agents_service_pb2.RunAgentResponse]
     """Runs a task to its end or to its budget and sends each event as it happens. Cancelling the call ends the run and
-    frees what it holds. A used-up budget is no error: the run finishes with an outcome that says so.
+    frees what it holds, unless the run is detached. A used-up budget is no error: the run finishes with an outcome that
+    says so. Every step is written down before its effect, so that the run survives its server.
     """
+    ResumeRun: _grpc.UnaryStreamMultiCallable[_agents_service_pb2.ResumeRunRequest, _agents_service_pb2.ResumeRunResponse]
+    """Goes on with a run whose server died or that an error stopped, from its last complete step, and sends the events
+    from there on. Completions and calls that are recorded are not made again; a call of a tool with effects that was
+    begun and has no result is shown to the model as such, and not repeated. A run that goes on here is followed.
+    """
+    WatchRun: _grpc.UnaryStreamMultiCallable[_agents_service_pb2.WatchRunRequest, _agents_service_pb2.WatchRunResponse]
+    """Follows a run from any event on. Does not end it by going away."""
+    ReplayRun: _grpc.UnaryStreamMultiCallable[_agents_service_pb2.ReplayRunRequest, _agents_service_pb2.ReplayRunResponse]
+    """Sends the events that are written down of a run once more, and nothing that comes later."""
+    GetRun: _grpc.UnaryUnaryMultiCallable[_agents_service_pb2.GetRunRequest, _agents_service_pb2.GetRunResponse]
+    """Tells where a run stands."""
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_agents_service_pb2.ListRunsRequest, _agents_service_pb2.ListRunsResponse]
+    """Lists runs, the newest first."""
+    CancelRun: _grpc.UnaryUnaryMultiCallable[_agents_service_pb2.CancelRunRequest, _agents_service_pb2.CancelRunResponse]
+    """Ends a run for good. What it held of an engine here is free when this returns. A finished run stays as it is."""
+    ApproveToolCall: _grpc.UnaryUnaryMultiCallable[_agents_service_pb2.ApproveToolCallRequest, _agents_service_pb2.ApproveToolCallResponse]
+    """Allows a call that waits for a person, or refuses it. The first decision counts."""
+    SubmitToolResult: _grpc.UnaryUnaryMultiCallable[_agents_service_pb2.SubmitToolResultRequest, _agents_service_pb2.SubmitToolResultResponse]
+    """Answers a call of one of the caller's own tools. The first answer counts."""
     ListTools: _grpc.UnaryUnaryMultiCallable[_agents_service_pb2.ListToolsRequest, _agents_service_pb2.ListToolsResponse]
     """Lists the tools that runs may use."""
 
 @_typing.type_check_only
 class AgentsServiceAsyncStub(AgentsServiceStub):
-    """Runs agents and streams what they do.
+    """Runs agents, streams what they do and keeps it. A run belongs to the API key that started it; to others it does not
+    exist.
 
     Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND
-    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING,
-    DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED.
+    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND, RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_STATE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED, STORE_UNAVAILABLE),
+    DEADLINE_EXCEEDED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RunAgent: _aio.UnaryStreamMultiCallable[_agents_service_pb2.RunAgentRequest, _agents_service_pb2.RunAgentResponse]  # type: ignore[assignment]
     """Runs a task to its end or to its budget and sends each event as it happens. Cancelling the call ends the run and
-    frees what it holds. A used-up budget is no error: the run finishes with an outcome that says so.
+    frees what it holds, unless the run is detached. A used-up budget is no error: the run finishes with an outcome that
+    says so. Every step is written down before its effect, so that the run survives its server.
     """
+    ResumeRun: _aio.UnaryStreamMultiCallable[_agents_service_pb2.ResumeRunRequest, _agents_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """Goes on with a run whose server died or that an error stopped, from its last complete step, and sends the events
+    from there on. Completions and calls that are recorded are not made again; a call of a tool with effects that was
+    begun and has no result is shown to the model as such, and not repeated. A run that goes on here is followed.
+    """
+    WatchRun: _aio.UnaryStreamMultiCallable[_agents_service_pb2.WatchRunRequest, _agents_service_pb2.WatchRunResponse]  # type: ignore[assignment]
+    """Follows a run from any event on. Does not end it by going away."""
+    ReplayRun: _aio.UnaryStreamMultiCallable[_agents_service_pb2.ReplayRunRequest, _agents_service_pb2.ReplayRunResponse]  # type: ignore[assignment]
+    """Sends the events that are written down of a run once more, and nothing that comes later."""
+    GetRun: _aio.UnaryUnaryMultiCallable[_agents_service_pb2.GetRunRequest, _agents_service_pb2.GetRunResponse]  # type: ignore[assignment]
+    """Tells where a run stands."""
+    ListRuns: _aio.UnaryUnaryMultiCallable[_agents_service_pb2.ListRunsRequest, _agents_service_pb2.ListRunsResponse]  # type: ignore[assignment]
+    """Lists runs, the newest first."""
+    CancelRun: _aio.UnaryUnaryMultiCallable[_agents_service_pb2.CancelRunRequest, _agents_service_pb2.CancelRunResponse]  # type: ignore[assignment]
+    """Ends a run for good. What it held of an engine here is free when this returns. A finished run stays as it is."""
+    ApproveToolCall: _aio.UnaryUnaryMultiCallable[_agents_service_pb2.ApproveToolCallRequest, _agents_service_pb2.ApproveToolCallResponse]  # type: ignore[assignment]
+    """Allows a call that waits for a person, or refuses it. The first decision counts."""
+    SubmitToolResult: _aio.UnaryUnaryMultiCallable[_agents_service_pb2.SubmitToolResultRequest, _agents_service_pb2.SubmitToolResultResponse]  # type: ignore[assignment]
+    """Answers a call of one of the caller's own tools. The first answer counts."""
     ListTools: _aio.UnaryUnaryMultiCallable[_agents_service_pb2.ListToolsRequest, _agents_service_pb2.ListToolsResponse]  # type: ignore[assignment]
     """Lists the tools that runs may use."""
 
 class AgentsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs agents and streams what they do.
+    """Runs agents, streams what they do and keeps it. A run belongs to the API key that started it; to others it does not
+    exist.
 
     Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND
-    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING,
-    DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED.
+    (MODEL_NOT_FOUND, ADAPTER_NOT_FOUND, TOOL_NOT_FOUND, RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_STATE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED, STORE_UNAVAILABLE),
+    DEADLINE_EXCEEDED.
     """
 
     @_abc_1.abstractmethod
@@ -77,8 +123,76 @@ class AgentsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agents_service_pb2.RunAgentResponse], _abc.AsyncIterator[_agents_service_pb2.RunAgentResponse]]:
         """Runs a task to its end or to its budget and sends each event as it happens. Cancelling the call ends the run and
-        frees what it holds. A used-up budget is no error: the run finishes with an outcome that says so.
+        frees what it holds, unless the run is detached. A used-up budget is no error: the run finishes with an outcome that
+        says so. Every step is written down before its effect, so that the run survives its server.
         """
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _agents_service_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agents_service_pb2.ResumeRunResponse], _abc.AsyncIterator[_agents_service_pb2.ResumeRunResponse]]:
+        """Goes on with a run whose server died or that an error stopped, from its last complete step, and sends the events
+        from there on. Completions and calls that are recorded are not made again; a call of a tool with effects that was
+        begun and has no result is shown to the model as such, and not repeated. A run that goes on here is followed.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchRun(
+        self,
+        request: _agents_service_pb2.WatchRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agents_service_pb2.WatchRunResponse], _abc.AsyncIterator[_agents_service_pb2.WatchRunResponse]]:
+        """Follows a run from any event on. Does not end it by going away."""
+
+    @_abc_1.abstractmethod
+    def ReplayRun(
+        self,
+        request: _agents_service_pb2.ReplayRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agents_service_pb2.ReplayRunResponse], _abc.AsyncIterator[_agents_service_pb2.ReplayRunResponse]]:
+        """Sends the events that are written down of a run once more, and nothing that comes later."""
+
+    @_abc_1.abstractmethod
+    def GetRun(
+        self,
+        request: _agents_service_pb2.GetRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_service_pb2.GetRunResponse, _abc.Awaitable[_agents_service_pb2.GetRunResponse]]:
+        """Tells where a run stands."""
+
+    @_abc_1.abstractmethod
+    def ListRuns(
+        self,
+        request: _agents_service_pb2.ListRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_service_pb2.ListRunsResponse, _abc.Awaitable[_agents_service_pb2.ListRunsResponse]]:
+        """Lists runs, the newest first."""
+
+    @_abc_1.abstractmethod
+    def CancelRun(
+        self,
+        request: _agents_service_pb2.CancelRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_service_pb2.CancelRunResponse, _abc.Awaitable[_agents_service_pb2.CancelRunResponse]]:
+        """Ends a run for good. What it held of an engine here is free when this returns. A finished run stays as it is."""
+
+    @_abc_1.abstractmethod
+    def ApproveToolCall(
+        self,
+        request: _agents_service_pb2.ApproveToolCallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_service_pb2.ApproveToolCallResponse, _abc.Awaitable[_agents_service_pb2.ApproveToolCallResponse]]:
+        """Allows a call that waits for a person, or refuses it. The first decision counts."""
+
+    @_abc_1.abstractmethod
+    def SubmitToolResult(
+        self,
+        request: _agents_service_pb2.SubmitToolResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_service_pb2.SubmitToolResultResponse, _abc.Awaitable[_agents_service_pb2.SubmitToolResultResponse]]:
+        """Answers a call of one of the caller's own tools. The first answer counts."""
 
     @_abc_1.abstractmethod
     def ListTools(

@@ -48,6 +48,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such tool here. Metadata: tool."""
     ERROR_REASON_ALIAS_NOT_FOUND: _ErrorReason.ValueType  # 23
     """NOT_FOUND: no such alias of adapters here. Metadata: alias."""
+    ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 24
+    """NOT_FOUND: no such agent run here. Metadata: run_id."""
     ERROR_REASON_ADAPTER_EXISTS: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
     ERROR_REASON_ADAPTER_NOT_READY: _ErrorReason.ValueType  # 40
@@ -66,6 +68,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
     ERROR_REASON_ALIAS_CHANGED: _ErrorReason.ValueType  # 47
     """FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
+    ERROR_REASON_RUN_STATE: _ErrorReason.ValueType  # 48
+    """FAILED_PRECONDITION: the agent run cannot do this where it stands. Metadata: run_id, state."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
     RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.
@@ -128,6 +132,8 @@ ERROR_REASON_TOOL_NOT_FOUND: ErrorReason.ValueType  # 22
 """NOT_FOUND: no such tool here. Metadata: tool."""
 ERROR_REASON_ALIAS_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND: no such alias of adapters here. Metadata: alias."""
+ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 24
+"""NOT_FOUND: no such agent run here. Metadata: run_id."""
 ERROR_REASON_ADAPTER_EXISTS: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
 ERROR_REASON_ADAPTER_NOT_READY: ErrorReason.ValueType  # 40
@@ -146,6 +152,8 @@ ERROR_REASON_NOTHING_TO_ROLL_BACK: ErrorReason.ValueType  # 46
 """FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
 ERROR_REASON_ALIAS_CHANGED: ErrorReason.ValueType  # 47
 """FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
+ERROR_REASON_RUN_STATE: ErrorReason.ValueType  # 48
+"""FAILED_PRECONDITION: the agent run cannot do this where it stands. Metadata: run_id, state."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
 RetryInfo says when there will be room, by the pace of late. Metadata: limit, value. Carries RetryInfo.

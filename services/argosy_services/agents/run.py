@@ -1,0 +1,129 @@
+"""One run in this process: a strategy at work, its record, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from argosy_services import metrics, tracing
+from argosy_services.agents.budget import BudgetSpentError
+from argosy_services.agents.memory import Answer
+from argosy_services.agents.store import RunStore, RunTakenError
+from argosy_services.agents.strategies import WAYS
+from argosy_services.agents.types import Outcome, RunFinished
+from argosy_services.agents.work import Context, Work
+from argosy_services.errors import ArgosyError, Reason
+
+log = structlog.get_logger("argosy.agents")
+
+
+class LiveRun:
+    """Works on a run until it is finished, cancelled, or stopped with its server. Belongs on one event loop."""
+
+    def __init__(self, context: Context, store: RunStore) -> None:
+        self.log = context.log
+        self.tenant = context.tenant
+        self._context = context
+        self._store = store
+        self._is_cancelled = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, on_end: Callable[[], object]) -> None:
+        """Starts or goes on, in a task of its own."""
+        self._task = asyncio.create_task(self._run(), name=f"agent run {self.log.run_id}")
+        self._task.add_done_callback(lambda _: on_end())
+
+    async def cancel(self) -> None:
+        """Ends the run for good; what it holds of the engine is free when this returns."""
+        self._is_cancelled = True
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ends the work and leaves the run to be resumed."""
+        if self._task is None or self._task.done():
+            return
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        attributes = {"gen_ai.operation.name": "invoke_agent", "argosy.agent.run_id": self.log.run_id}
+        outcome = "failed"
+        try:
+            with tracing.span("invoke_agent", attributes) as span:
+                outcome = (await self._to_the_end()).value
+                span.set({"argosy.agent.outcome": outcome, "argosy.agent.steps": self._context.meter.steps})
+            self.log.close()
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            if self._is_cancelled:
+                await self.end_cancelled()
+            else:
+                self.log.close(run_stopped(self.log.run_id))
+        except RunTakenError:
+            self.log.close(run_moved(self.log.run_id))
+        except Exception as error:
+            await self._interrupt(error)
+        finally:
+            metrics.AGENT_RUNS.labels(outcome=outcome).inc()
+
+    async def _to_the_end(self) -> Outcome:
+        if self.log.outcome is not None:
+            return self.log.outcome
+        work = Work(self._context)
+        self._context.meter.start()
+        try:
+            result = await WAYS[work.spec.strategy].follow(work)
+            outcome = result.outcome
+            if self.log.answer is None:
+                await self.log.record(Answer(work.step, result.text))
+        except BudgetSpentError as spent:
+            outcome = spent.outcome
+        await self._finish(outcome)
+        return outcome
+
+    async def _finish(self, outcome: Outcome) -> None:
+        meter = self._context.meter
+        await self.log.record(RunFinished(outcome, meter.steps, meter.tool_calls, meter.usage, meter.seconds))
+
+    async def end_cancelled(self) -> None:
+        """Notes that the run's owner ended it. For runs that nobody works on here."""
+        try:
+            await self._finish(Outcome.CANCELLED)
+            self.log.close()
+        except RunTakenError:
+            self.log.close(run_moved(self.log.run_id))
+        except ArgosyError as error:
+            self.log.close(error)
+
+    async def _interrupt(self, error: Exception) -> None:
+        """Notes why the run does not go on; it can be resumed."""
+        known = isinstance(error, ArgosyError)
+        if not known:
+            log.error("an agent run failed", run_id=self.log.run_id, exc_info=error)
+        try:
+            note = str(error) if known else "internal error"
+            await self._store.interrupt(self.log.run_id, self.log.written, note)
+        except ArgosyError as unavailable:
+            log.warning("why a run stopped could not be noted", run_id=self.log.run_id, cause=unavailable.message)
+        self.log.close(error)
+
+
+def run_moved(run_id: str) -> ArgosyError:
+    """Another server goes on with the run, or it was ended there."""
+    return ArgosyError(
+        Reason.RUN_STATE,
+        f"run {run_id} goes on at another server or was ended there; follow it with WatchRun",
+        run_id=run_id,
+        state="moved",
+    )
+
+
+def run_stopped(run_id: str) -> ArgosyError:
+    """The server stops; the run can be resumed."""
+    return ArgosyError(
+        Reason.DRAINING,
+        f"the server stops; go on with run {run_id} by ResumeRun once it is back",
+        retry_after_s=1.0,
+    )
