@@ -68,7 +68,7 @@ def function_tasks(count: int) -> list[tuple[str, list[FunctionTool], list[dict[
 
 def constrained(client: argosy.Client, task: str, tools: Sequence[FunctionTool]) -> tuple[str, Any] | None:
     """The first call of a run."""
-    budget = argosy.AgentBudget(max_steps=2, max_tokens=400, max_tool_calls=1)
+    budget = argosy.AgentBudget(max_steps=2, max_tokens=1_000, max_tool_calls=1)
     with client.agents.run(task, tools=tools, strategy="tool_calling", tool_required=True, budget=budget) as run:
         for event in run:
             if isinstance(event, argosy.ToolRequested):

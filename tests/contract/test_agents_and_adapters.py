@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -211,3 +213,18 @@ async def test_asyncio_tools_run_side_by_side(fleet: RunningFleet) -> None:
         await run.result()
         assert run.finished is not None
         assert (await client.agents.get(run.run_id)).outcome == run.finished.outcome
+
+
+def test_cancelling_a_run_frees_the_engine(client: argosy.Client, metric: Callable[..., float]) -> None:
+    budget = argosy.AgentBudget(max_tokens=4_000, max_steps=1)
+    run = client.agents.run("Count to a thousand in words.", strategy="direct", budget=budget, detached=True)
+    while not isinstance(next(run), argosy.ThoughtDelta):
+        pass
+    assert metric("argosy_kv_blocks_in_use") > 0
+    assert client.agents.cancel(run.run_id).outcome == argosy.RunOutcome.CANCELLED
+    # The engine frees blocks before its next step, and its picture is that of the step before.
+    until = time.monotonic() + 2
+    while metric("argosy_kv_blocks_in_use"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert [type(event) for event in run][-1] is argosy.RunFinished

@@ -228,7 +228,8 @@ class AgentsService:
         return info, RunLog(self._store, run_id, await self._store.events(run_id))
 
     def _context(self, spec: AgentSpec, run_log: RunLog, tenant: str, recorded: Sequence[Recorded] = ()) -> Context:
-        tools: list[Tool] = list(self._registry.select(spec.tools)) if WAYS[spec.strategy].uses_tools else []
+        wanted = WAYS[spec.strategy].uses_tools and (spec.tools or not spec.client_tools)
+        tools: list[Tool] = list(self._registry.select(spec.tools)) if wanted else []
         if spec.passages and self._embedder is not None:
             tools.append(PassageSearch(self._embedder, spec.passages))
         by_client = limits.client_tools(spec, tools)

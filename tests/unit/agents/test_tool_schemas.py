@@ -141,3 +141,20 @@ def test_votes(answers: list[str], winner: str) -> None:
 
 def test_an_answer_that_holds_a_placeholder_stays_as_it_is() -> None:
     assert filled("{{a}} {{ b }} {c}", {"a": "{{b}}", "b": "x"}) == "{{b}} x {c}"
+
+
+def test_what_is_open_gets_a_bound() -> None:
+    schema = usable(
+        {
+            "properties": {
+                "text": {"type": "string"},
+                "long": {"type": "string", "maxLength": 5_000},
+                "one": {"type": "string", "enum": ["a"]},
+                "list": {"type": "array", "items": {"type": "integer"}},
+            }
+        }
+    )["properties"]
+    assert schema["text"]["maxLength"] == 200
+    assert schema["long"]["maxLength"] == 5_000
+    assert "maxLength" not in schema["one"]
+    assert (schema["list"]["maxItems"], schema["list"]["items"]["maximum"]) == (16, 10**15)

@@ -17,8 +17,15 @@ MAX_DEPTH = 12
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
+# What a schema leaves open: a model that repeats itself must come to an end within a call.
+MAX_STRING_CHARS = 200
+MAX_LIST_ITEMS = 16
+MAX_INTEGER = 10**15
+
 # Python's regular expressions can take for ever where the engine's, which the arguments were written under, cannot.
 _NOT_CHECKED_AGAIN = ("pattern", "patternProperties")
+# Keywords that hold values, or what has been put in place.
+_VALUES = ("enum", "const", "default", "examples", "$defs", "definitions")
 
 
 class SchemaRefusedError(ValueError):
@@ -61,7 +68,8 @@ class ClientTool(SchemaTool):
 
 
 def usable(schema: Mapping[str, object]) -> dict[str, Any]:
-    """The schema with its definitions in place of references, so that it can stand inside another one.
+    """The schema with its definitions in place of references, so that it can stand inside another one, and with bounds
+    where it has none: 200 characters of a text, 16 items of a list, 15 digits of an integer.
 
     Raises SchemaRefusedError for what is no schema of an object, too large, too deep, or refers to itself or elsewhere.
     """
@@ -72,7 +80,7 @@ def usable(schema: Mapping[str, object]) -> dict[str, Any]:
         for place in ("$defs", "definitions")
         for name, definition in _mapping(schema.get(place, {})).items()
     }
-    inlined = _inlined({"type": "object", "properties": {}, **schema}, definitions, 0)
+    inlined = _bounded(_inlined({"type": "object", "properties": {}, **schema}, definitions, 0))
     result = {key: value for key, value in inlined.items() if key not in ("$defs", "definitions", "$schema", "title")}
     if result["type"] != "object":
         raise SchemaRefusedError("is not of type object")
@@ -98,12 +106,27 @@ def _inlined(node: Any, definitions: Mapping[str, Any], depth: int) -> Any:
             raise SchemaRefusedError(f"refers to {str(node['$ref'])[:100]}, which it does not define")
         rest = {key: value for key, value in node.items() if key != "$ref"}
         return _inlined({**_mapping(target), **rest}, definitions, depth + 1)
-    return {
-        key: value
-        if key in ("enum", "const", "default", "examples", "$defs", "definitions")
-        else _inlined(value, definitions, depth + 1)
-        for key, value in node.items()
-    }
+    return {key: value if key in _VALUES else _inlined(value, definitions, depth + 1) for key, value in node.items()}
+
+
+def _bounded(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_bounded(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: value if key in _VALUES else _bounded(value) for key, value in node.items()}
+    if "enum" in made or "const" in made:
+        return made
+    match made.get("type"):
+        case "string" if not {"pattern", "format"} & made.keys():
+            return {"maxLength": MAX_STRING_CHARS, **made}
+        case "array":
+            return {"maxItems": max(MAX_LIST_ITEMS, made.get("minItems", 0)), **made}
+        case "integer":
+            lowest = {"minimum": -MAX_INTEGER} if "exclusiveMinimum" not in made else {}
+            highest = {"maximum": MAX_INTEGER} if "exclusiveMaximum" not in made else {}
+            return {**lowest, **highest, **made}
+    return made
 
 
 def _mapping(node: object) -> Mapping[str, Any]:

@@ -357,7 +357,7 @@ class AgentSpec(_message.Message):
     """Tool calling: the first reply has to be a call."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the tools that may be used. Empty means all that the server has."""
+        """Names of the server's tools that may be used. Empty means all of them, or none where there are `client_tools`."""
 
     @_builtins.property
     def budget(self) -> Global___AgentBudget:
