@@ -29,6 +29,7 @@ from argosy_services.engine.factory import EngineFactory, create_engine
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
+from argosy_services.instruments import Instrument, Value
 from argosy_services.models.store import ModelStore
 from argosy_services.models.types import LocalModel
 from argosy_services.rpc.auth import Authenticator
@@ -39,6 +40,7 @@ from argosy_services.storage.database import Database
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.service import TokenizationService
 from argosy_services.tokenization.servicer import TokenizationServicer
+from argosy_services.vllm_names import AdaptersAtWork, watch_adapters
 
 
 class Fleet:
@@ -187,13 +189,26 @@ def _add(server: MethodTable, add: Callable[[Any, Any], None], servicer: object)
 
 
 def watch_engine(model: str, engine: Engine) -> None:
-    """Lets the gauges of an engine read its latest picture whenever they are scraped."""
-    readings: dict[metrics.Gauge, Callable[[EngineStats], int]] = {
+    """Lets the gauges of an engine read its latest picture whenever they are exported."""
+    readings: dict[Instrument[Value], Callable[[EngineStats], int]] = {
         metrics.SEQUENCES_RUNNING: lambda stats: stats.running,
         metrics.SEQUENCES_WAITING: lambda stats: stats.waiting,
         metrics.WAITING_TOKENS: lambda stats: stats.waiting_tokens,
         metrics.KV_BLOCKS_IN_USE: lambda stats: stats.kv_blocks_in_use,
         metrics.KV_BLOCKS_TOTAL: lambda stats: stats.kv_blocks_total,
+        metrics.ADAPTER_SLOTS_IN_USE: lambda stats: stats.adapters,
     }
     for gauge, reading in readings.items():
-        gauge.labels(model=model).set_function(lambda reading=reading: reading(engine.stats()))
+        gauge.labels(model=model).read(lambda reading=reading: reading(engine.stats()))
+    metrics.ADAPTER_SLOTS_TOTAL.labels(model=model).set(engine.info.max_adapters)
+    watch_adapters(model, lambda: _adapters_at_work(engine))
+
+
+def _adapters_at_work(engine: Engine) -> AdaptersAtWork:
+    stats = engine.stats()
+    return AdaptersAtWork(engine.info.max_adapters, _names(stats.running_adapters), _names(stats.waiting_adapters))
+
+
+def _names(keys: Sequence[str]) -> tuple[str, ...]:
+    """Names of adapters, which their keys begin with; versions of one name count once."""
+    return tuple(sorted({key.rpartition("@")[0] or key for key in keys}))

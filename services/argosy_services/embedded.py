@@ -18,10 +18,9 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from argosy._version import __version__
-from argosy_services import logs, metrics, tracing
+from argosy_services import logs, metrics, metrics_page, tracing
 from argosy_services.errors import ArgosyError
 from argosy_services.health import Health
 from argosy_services.models.errors import ModelStoreError
@@ -97,8 +96,10 @@ class EmbeddedServer:
         """Takes both ports; from here on calls are answered, with STARTING. Raises StartupError."""
         settings = self.settings
         self._tracing = _start_tracing(settings)
+        metrics.configure(settings.metrics)
+        metrics.BUILD_INFO.labels(version=__version__, runtime="embedded").set(1)
         metrics.READY.set(0)
-        metrics_port, self._close_metrics = _serve_metrics(settings.metrics_host, settings.metrics_port)
+        metrics_port, self._close_metrics = _serve_metrics(settings)
         self.metrics_address = _join(settings.metrics_host, metrics_port)
         server = _make_server(settings.max_message_bytes)
         server.add_generic_rpc_handlers((self._methods,))
@@ -272,21 +273,15 @@ def _credentials(certificate: Path | None, key: Path | None) -> grpc.ServerCrede
         ) from error
 
 
-def _serve_metrics(host: str, port: int) -> tuple[int, Callable[[], None]]:
+def _serve_metrics(settings: Settings) -> tuple[int, Callable[[], None]]:
+    host, port = settings.metrics_host, settings.metrics_port
     try:
-        server, thread = start_http_server(port, host)
+        return metrics_page.serve(host, port, vllm_names=settings.metrics.vllm_names)
     except OSError as error:
         raise StartupError(
             f"cannot listen on {_join(host, port)} for metrics: {error.strerror}; end the server that runs there, or "
             "set ARGOSY_METRICS_HOST or ARGOSY_METRICS_PORT"
         ) from error
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return server.server_port, close
 
 
 def _start_tracing(settings: Settings) -> tracing.Tracing | None:

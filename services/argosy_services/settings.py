@@ -278,6 +278,26 @@ class TracingSettings(_Section):
         return value
 
 
+class MetricsSettings(_Section):
+    """What the metrics show; see docs/metrics.md."""
+
+    vllm_names: bool = Field(
+        default=False, description="Also export the names that vLLM uses, for gateways and autoscalers that go by them."
+    )
+    max_adapters: int = Field(
+        default=100, ge=1, le=10_000, description="Adapters with series of their own; all others share one."
+    )
+    max_tenants: int = Field(
+        default=50, ge=1, le=10_000, description="Tenants with series of their own; all others share one."
+    )
+    max_series: int = Field(
+        default=1_000, ge=100, le=100_000, description="Series of one metric, before further ones are put together."
+    )
+    tenant_names: dict[str, str] = Field(
+        default={}, description="Names of tenants, by the digests under which they show up without one."
+    )
+
+
 class Settings(BaseSettings):
     """Everything that `argosy serve` and `argosy up` can be told."""
 
@@ -326,6 +346,7 @@ class Settings(BaseSettings):
     agents: AgentSettings = AgentSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracing: TracingSettings = TracingSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def models_dir(self) -> Path:

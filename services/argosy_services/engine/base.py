@@ -170,7 +170,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A picture of an engine between two steps."""
+    """A picture of an engine between two steps; its adapters are named by their keys."""
 
     running: int
     waiting: int
@@ -180,6 +180,8 @@ class EngineStats:
     adapters: int
     steps: int
     preemptions: int
+    running_adapters: tuple[str, ...] = ()
+    waiting_adapters: tuple[str, ...] = ()
 
 
 class AdapterWeights(Protocol):

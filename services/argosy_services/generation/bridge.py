@@ -127,11 +127,13 @@ class Run:
         self._running.add(request.id)
         self.progress[request.id] = progress
 
-    def cancel(self, request_id: str) -> None:
-        """Ends one sequence: the engine frees it before its next step, and no output of it follows."""
+    def cancel(self, request_id: str, finish: Finish | None = None) -> None:
+        """Ends one sequence: the engine frees it before its next step, and no output of it follows. `finish` says how
+        it ended, where its reader has all of it.
+        """
         if request_id in self._running:
             self._bridge.cancel(request_id)
-            self._end(request_id)
+            self._end(request_id, finish)
 
     def fail(self, error: ArgosyError) -> None:
         """Ends the whole run: the engine is freed at once, and the consumer gets `error` after the outputs that are
@@ -145,7 +147,7 @@ class Run:
         """Takes an output of one of the run's sequences; called by the bridge."""
         self.progress[output.request_id].see(output, now)
         if output.finish is not None:
-            self._end(output.request_id)
+            self._end(output.request_id, output.finish)
         if output.finish is Finish.FAILED:
             self.fail(output.error or _engine_failed())
             return
@@ -190,9 +192,9 @@ class Run:
         for request_id in tuple(self._running):
             self.cancel(request_id)
 
-    def _end(self, request_id: str) -> None:
+    def _end(self, request_id: str, finish: Finish | None) -> None:
         self._running.discard(request_id)
-        self.progress[request_id].end()
+        self.progress[request_id].end(finish)
 
 
 def _engine_failed() -> ArgosyError:

@@ -6,19 +6,31 @@ import time
 from dataclasses import replace
 
 from argosy_services import metrics, tracing
-from argosy_services.engine.base import Request, StepOutput, Timings
+from argosy_services.engine.base import Finish, Request, StepOutput, Timings
 
 
 class Meters:
     """The instruments of one model, looked up once."""
 
     def __init__(self, model: str) -> None:
+        self._model = model
         self.prompt_tokens = metrics.PROMPT_TOKENS.labels(model=model)
         self.cached_tokens = metrics.CACHED_PROMPT_TOKENS.labels(model=model)
         self.generated_tokens = metrics.GENERATED_TOKENS.labels(model=model)
         self.time_to_first_token = metrics.TIME_TO_FIRST_TOKEN.labels(model=model)
         self.inter_token = metrics.INTER_TOKEN.labels(model=model)
         self.queue = metrics.QUEUE_SECONDS.labels(model=model)
+        self.grammar = metrics.GRAMMAR_SECONDS.labels(model=model)
+        self.prefill = metrics.PREFILL_SECONDS.labels(model=model)
+        self.decode = metrics.DECODE_SECONDS.labels(model=model)
+        self.end_to_end = metrics.END_TO_END.labels(model=model)
+        self.time_per_token = metrics.TIME_PER_OUTPUT_TOKEN.labels(model=model)
+        self.sequence_prompt = metrics.SEQUENCE_PROMPT_TOKENS.labels(model=model)
+        self.sequence_generated = metrics.SEQUENCE_GENERATED_TOKENS.labels(model=model)
+
+    def finished(self, finish: str) -> None:
+        """Counts a sequence that is over; `finish` says how."""
+        metrics.SEQUENCES_FINISHED.labels(model=self._model, finish=finish).inc()
 
 
 class Progress:
@@ -50,8 +62,7 @@ class Progress:
             if tokens:
                 self._meters.time_to_first_token.observe(now - self._submitted)
         else:
-            for _ in range(tokens):
-                self._meters.inter_token.observe((now - self.last) / tokens)
+            self._meters.inter_token.observe((now - self.last) / max(1, tokens), tokens)
         self.last = now
 
     @property
@@ -59,13 +70,26 @@ class Progress:
         """Whether anything came of it."""
         return self._first is not None
 
-    def end(self) -> None:
-        """The sequence has finished or was cancelled; what never ran is not counted."""
+    def end(self, finish: Finish | None) -> None:
+        """The sequence has finished, or was cancelled (None); of what never ran only that is counted."""
+        meters = self._meters
+        meters.finished("cancelled" if finish is None else finish.value)
         if self._first is None:
             return
-        self._meters.prompt_tokens.inc(self.prompt_tokens - self.cached_tokens)
-        self._meters.cached_tokens.inc(self.cached_tokens)
-        self._meters.queue.observe(self.timings.queue_s)
+        timings = self.timings
+        meters.prompt_tokens.inc(self.prompt_tokens - self.cached_tokens)
+        meters.cached_tokens.inc(self.cached_tokens)
+        meters.sequence_prompt.observe(self.prompt_tokens)
+        meters.sequence_generated.observe(self._tokens)
+        meters.queue.observe(timings.queue_s)
+        meters.prefill.observe(timings.prefill_s)
+        meters.end_to_end.observe(self.last - self._submitted)
+        if timings.grammar_s:
+            meters.grammar.observe(timings.grammar_s)
+        if self._tokens:
+            meters.decode.observe(timings.decode_s)
+        if self._tokens > 1:
+            meters.time_per_token.observe(timings.decode_s / (self._tokens - 1))
 
     @property
     def timings(self) -> Timings:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from argosy_services import tracing
-from argosy_services.engine.base import SequenceRunner, StepOutput
+from argosy_services.engine.base import Finish, SequenceRunner, StepOutput
 from argosy_services.errors import ArgosyError, Reason, model_not_found, tokenizer_mismatch
 from argosy_services.generation import scoring
 from argosy_services.generation.answer import ChoiceWriter
@@ -192,7 +192,7 @@ def _advance(outputs: Sequence[StepOutput], writers: dict[str, ChoiceWriter], ru
         writer = writers[request_id]
         events.append(writer.write(own))
         if writer.finished is not None:
-            run.cancel(request_id)
+            run.cancel(request_id, Finish.STOP)
             events.append(writer.finished)
     return events
 

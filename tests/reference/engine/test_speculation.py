@@ -87,8 +87,8 @@ def guessing(request: pytest.FixtureRequest, smollm2: LocalModel, small_draft: L
 def counts(engine: Engine) -> tuple[float, float]:
     labels = {"model": "smollm2-135m-instruct"}
     return (
-        metrics.DRAFTED_TOKENS.labels(**labels)._value.get(),
-        metrics.ACCEPTED_TOKENS.labels(**labels)._value.get(),
+        metrics.DRAFTED_TOKENS.labels(**labels).now(),
+        metrics.ACCEPTED_TOKENS.labels(**labels).now(),
     )
 
 

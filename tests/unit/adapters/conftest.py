@@ -135,17 +135,17 @@ def engine() -> ScriptedEngine:
 
 
 def adapters_by_state() -> dict[str, float]:
-    return {state.value: metrics.ADAPTERS.labels(state=state.value)._value.get() for state in AdapterState}
+    return {state.value: metrics.ADAPTERS.labels(state=state.value).now() for state in AdapterState}
 
 
 @pytest.fixture
 def nothing_leaks(tmp_path: Path, engine: ScriptedEngine) -> Iterator[None]:
     """Fails a test that leaves a half-copied file, a lease or a count behind."""
-    before, leases = adapters_by_state(), metrics.ADAPTER_LEASES._value.get()
+    before, leases = adapters_by_state(), metrics.ADAPTER_LEASES.now()
     yield
     assert list((tmp_path / "cache" / "coming").iterdir()) == []
     assert adapters_by_state() == before
-    assert metrics.ADAPTER_LEASES._value.get() == leases
+    assert metrics.ADAPTER_LEASES.now() == leases
 
 
 Start = Callable[..., AbstractAsyncContextManager[AdaptersService]]

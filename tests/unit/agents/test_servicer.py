@@ -11,7 +11,6 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
-from prometheus_client import REGISTRY
 
 from argosy.api.agents.v1 import agent_pb2, agents_service_pb2, agents_service_pb2_grpc
 from argosy_services.agents.service import AgentsService
@@ -19,6 +18,7 @@ from argosy_services.agents.servicer import AgentsServicer
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
 from argosy_services.agents.types import AgentSpec
+from argosy_services.metrics_page import registry
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import MethodTable
 from argosy_services.rpc.gate import Gate
@@ -90,7 +90,7 @@ async def error_of(stub: Stub, spec: agent_pb2.AgentSpec) -> tuple[grpc.StatusCo
 
 
 def counted(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(f"argosy_{name}_total", labels) or 0.0
+    return registry().get_sample_value(f"argosy_{name}_total", labels) or 0.0
 
 
 async def eventually(holds: Callable[[], object]) -> None:

@@ -113,22 +113,22 @@ async def test_calls_at_once_get_their_own_vectors(service: EmbeddingsService) -
 
 async def test_a_cancelled_call_leaves_no_work(service: EmbeddingsService, encoder: Encoder) -> None:
     counter = metrics.EMBEDDED_TEXTS.labels(model=encoder.info.name)
-    before = counter._value.get()
+    before = counter.now()
     call = asyncio.create_task(service.embed(["some longer text, again and again " * 30] * 1000))
-    while counter._value.get() == before:
+    while counter.now() == before:
         await asyncio.sleep(0.005)
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     await service.embed(["next"])
-    assert counter._value.get() < before + 100
+    assert counter.now() < before + 100
 
 
 async def test_work_is_counted(service: EmbeddingsService, encoder: Encoder) -> None:
     texts = metrics.EMBEDDED_TEXTS.labels(model=encoder.info.name)
     tokens = metrics.EMBEDDED_TOKENS.labels(model=encoder.info.name)
-    before = texts._value.get(), tokens._value.get()
+    before = texts.now(), tokens.now()
     await service.embed(["A ship.", ""])
-    assert (texts._value.get(), tokens._value.get()) == (before[0] + 2, before[1] + 7)
+    assert (texts.now(), tokens.now()) == (before[0] + 2, before[1] + 7)
 
 
 async def test_calls_that_wait_end_when_the_service_closes(encoder: Encoder) -> None:

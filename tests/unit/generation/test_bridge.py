@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 
 import pytest
-from prometheus_client import REGISTRY
 
 from argosy_services.engine.base import Request, StepOutput
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.bridge import EngineBridge, Run
+from argosy_services.metrics_page import registry
 
 from .conftest import engine_info, eventually
 from .scripted import Script, ScriptedEngine
@@ -203,7 +203,7 @@ async def test_an_output_for_nobody_is_dropped() -> None:
 
 async def test_metrics_carry_the_model_and_add_up() -> None:
     def value(name: str) -> float:
-        return REGISTRY.get_sample_value(name, {"model": "test-model"}) or 0.0
+        return registry().get_sample_value(name, {"model": "test-model"}) or 0.0
 
     names = (
         "argosy_prompt_tokens_total",

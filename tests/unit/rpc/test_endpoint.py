@@ -46,11 +46,11 @@ def trailer(metadata: Any, key: str) -> str:
 
 def count(method: str, code: str, reason: str = "") -> float:
     labels = {"service": ScriptedServicer.SERVICE, "method": method, "code": code, "reason": reason}
-    return metrics.RPC_TOTAL.labels(**labels)._value.get()
+    return metrics.RPC_TOTAL.labels(**labels).now()
 
 
 def running(method: str) -> float:
-    return metrics.RPC_RUNNING.labels(service=ScriptedServicer.SERVICE, method=method)._value.get()
+    return metrics.RPC_RUNNING.labels(service=ScriptedServicer.SERVICE, method=method).now()
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -98,10 +98,10 @@ async def test_a_short_call_overtakes_long_ones(service: TokenizationService) ->
 
 async def test_finished_texts_are_counted(service: TokenizationService, word_piece: Tokenizer) -> None:
     counter = metrics.TOKENIZED_TEXTS.labels(model=word_piece.model)
-    before = counter._value.get()
+    before = counter.now()
     await service.encode(word_piece.model, ["a", "b", "c"])
     await service.decode(word_piece.model, [[101]])
-    assert counter._value.get() == before + 4
+    assert counter.now() == before + 4
 
 
 async def test_a_client_with_the_files_gets_the_same_ids(

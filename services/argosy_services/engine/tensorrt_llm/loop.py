@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from argosy_services import metrics
 from argosy_services.engine.base import AdapterWeights, EngineStats, Request, StepCallback, StepOutput
 from argosy_services.engine.door import Door, Limits
+from argosy_services.engine.meters import EngineMeters
 from argosy_services.engine.tensorrt_llm.lora import AdapterIds
 from argosy_services.engine.tensorrt_llm.restart import Restarts, shut_down
 from argosy_services.engine.tensorrt_llm.stats import Statistics
@@ -47,6 +47,7 @@ class EngineThread(threading.Thread):
         self._restarts = restarts
         self._adapters = adapters
         self._on_step = on_step
+        self._meters = EngineMeters(context.model)
         self._streams: dict[str, Stream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outputs: list[StepOutput] = []
@@ -236,11 +237,11 @@ class EngineThread(threading.Thread):
                 log.warning("statistics cannot be read", model=self._context.model, error=str(error))
 
     def _take_report(self, report: dict[str, Any]) -> None:
-        statistics, model = self._statistics, self._context.model
+        statistics = self._statistics
         steps, preemptions = statistics.steps, statistics.preemptions
         statistics.take(report)
-        metrics.ENGINE_STEPS.labels(model=model).inc(statistics.steps - steps)
-        metrics.PREEMPTIONS.labels(model=model).inc(statistics.preemptions - preemptions)
+        self._meters.steps.inc(statistics.steps - steps)
+        self._meters.preemptions.inc(statistics.preemptions - preemptions)
         self.stats = self._picture()
 
     # Outputs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from argosy_services import metrics
 from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
 from argosy_services.engine.door import Door, Limits
+from argosy_services.engine.meters import EngineMeters
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
 from argosy_services.engine.torch_engine.masks import MaskMaker, StepMasks
 from argosy_services.engine.torch_engine.runners import Adapters, Runner
@@ -53,10 +53,12 @@ class EngineLoop(threading.Thread):
         super().__init__(name=f"engine-{parts.model}", daemon=True)
         self.parts = parts
         self._on_step = on_step
+        self._meters = EngineMeters(parts.model)
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition(threading.RLock())
         self._sequences: dict[str, Sequence] = {}
         self._unqueued: set[Sequence] = set()
+        self._users: Counter[str] = Counter()  # Sequences by adapter.
         self._outputs: list[StepOutput] = []
         self._steps = 0
         self._door = Door()
@@ -107,6 +109,8 @@ class EngineLoop(threading.Thread):
         request = sequence.request
         self._sequences[request.id] = sequence
         self._unqueued.add(sequence)
+        if request.adapter is not None:
+            self._users[request.adapter] += 1
         if request.adapter is not None and request.adapter not in self.parts.adapters:
             self._fail(sequence, _adapter_left(request.adapter))
         elif request.grammar is not None:
@@ -140,7 +144,7 @@ class EngineLoop(threading.Thread):
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._remove(sequence)
-            metrics.CANCEL_TO_FREE.labels(model=self.parts.model).observe(time.monotonic() - asked)
+            self._meters.cancel_to_free.observe(time.monotonic() - asked)
 
     def drop_adapter(self, key: str) -> None:
         """Frees an adapter's slot and ends the sequences that still use it."""
@@ -174,13 +178,13 @@ class EngineLoop(threading.Thread):
             self._commands.popleft()()
 
     def _step(self) -> None:
-        preemptions = self.parts.scheduler.preemptions
+        preemptions, lost = self.parts.scheduler.preemptions, self.parts.scheduler.lost_tokens
         for late in self.parts.scheduler.expired(time.monotonic()):
             self._fail(late, deadline_exceeded())
         work = self.parts.scheduler.schedule()
         for sequence in self.parts.scheduler.admitted:
             self._door.start(sequence.request.id)
-        metrics.PREEMPTIONS.labels(model=self.parts.model).inc(self.parts.scheduler.preemptions - preemptions)
+        self._meters.preempted(self.parts.scheduler.preemptions - preemptions, self.parts.scheduler.lost_tokens - lost)
         if not work:
             return
         if self.parts.speculator is not None:
@@ -199,10 +203,11 @@ class EngineLoop(threading.Thread):
         for sequence in {item.sequence for item in work if item.completes}:
             if sequence.request.score_from is not None:
                 self._finish_score(sequence)
+        seconds = time.perf_counter() - started
         if self.parts.speculator is not None:
-            self.parts.speculator.observe(work, time.perf_counter() - started)
+            self.parts.speculator.observe(work, seconds)
         self._steps += 1
-        metrics.ENGINE_STEPS.labels(model=self.parts.model).inc()
+        self._meters.stepped(len(work), sum(item.count for item in work), seconds)
 
     def _draw(self, logits: torch.Tensor, spans: list[RowSpan], masks: StepMasks | None) -> None:
         now = time.monotonic()
@@ -228,8 +233,7 @@ class EngineLoop(threading.Thread):
         sequence.tokens.extend(taken.tokens)
         if item.draft:
             self.parts.scheduler.accept(sequence, taken.accepted)
-            metrics.DRAFTED_TOKENS.labels(model=self.parts.model).inc(len(item.draft))
-            metrics.ACCEPTED_TOKENS.labels(model=self.parts.model).inc(taken.accepted)
+            self._meters.guessed(len(item.draft), taken.accepted)
         if taken.finish is not None:
             self._remove(sequence)
         self._outputs.append(
@@ -267,6 +271,10 @@ class EngineLoop(threading.Thread):
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.id]
+        if (adapter := sequence.request.adapter) is not None:
+            self._users[adapter] -= 1
+            if not self._users[adapter]:
+                del self._users[adapter]
         if sequence in self._unqueued:
             self._unqueued.remove(sequence)
         else:
@@ -291,6 +299,7 @@ class EngineLoop(threading.Thread):
         )
         self._sequences.clear()
         self._unqueued.clear()
+        self._users.clear()
         self.parts.masks.close()
         self._hand_out()
 
@@ -302,6 +311,7 @@ class EngineLoop(threading.Thread):
 
     def _picture(self) -> EngineStats:
         scheduler = self.parts.scheduler
+        running, waiting = self._adapters_at_work() if self._users else ((), ())
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + len(self._unqueued),
@@ -311,7 +321,14 @@ class EngineLoop(threading.Thread):
             adapters=len(self.parts.adapters),
             steps=self._steps,
             preemptions=scheduler.preemptions,
+            running_adapters=running,
+            waiting_adapters=waiting,
         )
+
+    def _adapters_at_work(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those of running sequences and those of waiting ones."""
+        running = Counter(one.request.adapter for one in self.parts.scheduler.running if one.request.adapter)
+        return tuple(sorted(running)), tuple(sorted(key for key, users in self._users.items() if users > running[key]))
 
 
 def not_running() -> ArgosyError:

@@ -33,6 +33,7 @@ class Scheduler:
         self.running: dict[Sequence, None] = {}  # In the order in which they came in.
         self.admitted: list[Sequence] = []  # For the first time, by the last step that was scheduled.
         self.preemptions = 0
+        self.lost_tokens = 0  # Computed, and to be computed again because of a preemption.
         self._deadlines: Heap[Sequence] = Heap()
         self._put_back: set[Sequence] = set()  # In the step that is being scheduled.
 
@@ -169,6 +170,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         del self.running[sequence]
         self.blocks.release(sequence.table)
+        self.lost_tokens += sequence.computed
         sequence.computed = 0
         self.waiting.add(sequence)
         self._put_back.add(sequence)

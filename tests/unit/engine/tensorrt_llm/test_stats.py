@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 from tests.unit.engine.tensorrt_llm.conftest import MakeBench, ask, eventually
 
 from argosy_services.engine.tensorrt_llm.stats import Statistics
+from argosy_services.metrics_page import registry
 
 REPORT = {
     "iter": 10,
@@ -64,7 +64,7 @@ def test_they_reach_the_engine(bench: MakeBench, control: Any) -> None:
     for steps in (10, 20, 25):
         control.reports = [{**REPORT, "iter": steps}]
         eventually(lambda steps=steps: engine.engine.stats().steps == steps)
-    assert (REGISTRY.get_sample_value("argosy_engine_steps_total", {"model": "tiny"}) or 0) >= 25
+    assert (registry().get_sample_value("argosy_engine_steps_total", {"model": "tiny"}) or 0) >= 25
     assert control.llms[0].args["enable_iter_perf_stats"] is True
 
 
