@@ -50,6 +50,7 @@ CLASS_OF_REASON: dict[str, type[ArgosyError]] = {
     "ADAPTER_NOT_FOUND": errors.AdapterNotFoundError,
     "TOOL_NOT_FOUND": errors.ToolNotFoundError,
     "RUN_NOT_FOUND": errors.RunNotFoundError,
+    "REQUEST_NOT_FOUND": errors.RequestNotFoundError,
     "RUN_STATE": errors.RunStateError,
     "ADAPTER_EXISTS": errors.AdapterExistsError,
     "ADAPTER_NOT_READY": errors.AdapterNotReadyError,

@@ -12,7 +12,8 @@ ArgosyError
 │   ├── ModelNotFoundError
 │   ├── AdapterNotFoundError
 │   ├── ToolNotFoundError
-│   └── RunNotFoundError
+│   ├── RunNotFoundError
+│   └── RequestNotFoundError       nothing is known of the request any more
 ├── AlreadyExistsError             ALREADY_EXISTS
 │   └── AdapterExistsError         the name is taken by an adapter with other content
 ├── FailedPreconditionError        FAILED_PRECONDITION: something else must change first
@@ -147,6 +148,10 @@ class ToolNotFoundError(NotFoundError):
 
 class RunNotFoundError(NotFoundError):
     """The server has no such agent run, or it is another key's. `metadata`: run_id."""
+
+
+class RequestNotFoundError(NotFoundError):
+    """Nothing is known of the request any more, or it is another key's. `metadata`: request_id, limit."""
 
 
 class AlreadyExistsError(ArgosyError):

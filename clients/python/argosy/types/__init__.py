@@ -40,6 +40,7 @@ from argosy.types.common import (
     Usage,
 )
 from argosy.types.embeddings import EmbeddingModel, Embeddings, Pooling
+from argosy.types.explanation import Ahead, Explanation, RequestState, Stage, StageTime, Wait, WaitCause
 from argosy.types.generation import (
     Choice,
     ChoiceFinished,
@@ -67,6 +68,7 @@ __all__ = [
     "AgentBudget",
     "AgentEvent",
     "AgentStrategy",
+    "Ahead",
     "Answer",
     "ApprovalDecided",
     "ApprovalPolicy",
@@ -79,6 +81,7 @@ __all__ = [
     "EmbeddingModel",
     "Embeddings",
     "Encoding",
+    "Explanation",
     "FinishReason",
     "Finished",
     "GenerateOptions",
@@ -90,6 +93,7 @@ __all__ = [
     "Pooling",
     "Prompt",
     "RenderedChat",
+    "RequestState",
     "RunFinished",
     "RunInfo",
     "RunOutcome",
@@ -101,6 +105,8 @@ __all__ = [
     "Scoring",
     "SnapshotComplete",
     "SpecialToken",
+    "Stage",
+    "StageTime",
     "Started",
     "TextEvent",
     "TextOrTokens",
@@ -117,4 +123,6 @@ __all__ = [
     "ToolReturned",
     "ToolStarted",
     "Usage",
+    "Wait",
+    "WaitCause",
 ]

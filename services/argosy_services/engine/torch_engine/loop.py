@@ -81,7 +81,7 @@ class EngineLoop(threading.Thread):
         with self._wake:
             if self._closed:
                 raise not_running() from self.fault
-            self._door.enter(request, limits)
+            sequence.ahead = self._door.enter(request, limits)
             self.post(lambda: self._submit(sequence))
 
     def stop(self) -> None:
@@ -184,9 +184,7 @@ class EngineLoop(threading.Thread):
         work = self.parts.scheduler.schedule()
         for sequence in self.parts.scheduler.admitted:
             self._door.start(sequence.request.id)
-        self._meters.preempted(
-            self.parts.scheduler.preemptions - preemptions, self.parts.scheduler.lost_tokens - lost
-        )
+        self._meters.preempted(self.parts.scheduler.preemptions - preemptions, self.parts.scheduler.lost_tokens - lost)
         if not work:
             return
         if self.parts.speculator is not None:
