@@ -60,6 +60,7 @@ class Fleet:
             [ServedModel(language, self.engine, tokenizer)],
             self.adapters,
             stream_interval_s=settings.generation.stream_interval_ms / 1000,
+            explain_requests=settings.generation.explain_requests,
         )
         self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
         self._model = language.name

@@ -21,6 +21,7 @@ class Reason(enum.StrEnum):
     TOOL_NOT_FOUND = "TOOL_NOT_FOUND"
     ALIAS_NOT_FOUND = "ALIAS_NOT_FOUND"
     RUN_NOT_FOUND = "RUN_NOT_FOUND"
+    REQUEST_NOT_FOUND = "REQUEST_NOT_FOUND"
     ADAPTER_EXISTS = "ADAPTER_EXISTS"
     ADAPTER_NOT_READY = "ADAPTER_NOT_READY"
     ADAPTER_INVALID = "ADAPTER_INVALID"
@@ -128,6 +129,17 @@ def adapter_not_found(adapter: str) -> ArgosyError:
         Reason.ADAPTER_NOT_FOUND,
         f"adapter '{_short(adapter)}' is not loaded; load it with LoadAdapter or `argosy adapters load`",
         adapter=adapter,
+    )
+
+
+def request_not_found(request_id: str, kept: int) -> ArgosyError:
+    """Nothing is known of the request, or it is another key's."""
+    return ArgosyError(
+        Reason.REQUEST_NOT_FOUND,
+        f"nothing is known of request '{_short(request_id)}'; give the request id of a generation, which its answer "
+        f"and its trailing metadata have, with the API key that made it; a server keeps the latest {kept}",
+        request_id=request_id,
+        limit=kept,
     )
 
 

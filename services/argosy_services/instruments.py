@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 OTHER = "_other"
 """Stands for all values of a label that found no room. No adapter, model or tenant can have this name."""
@@ -185,7 +185,7 @@ class Table:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._rows: dict[str, Instrument[Value] | Instrument[Histogram]] = {}
+        self._rows: dict[str, Instrument[Any]] = {}
 
     def __iter__(self) -> Iterator[Instrument[Value] | Instrument[Histogram]]:
         return iter(self._rows.values())

@@ -39,6 +39,7 @@ from argosy_services.cluster.engine_host import EngineHost
 from argosy_services.cluster.handles import (
     AdapterFacts,
     FleetAdapters,
+    GatewayPeers,
     HandleEmbedder,
     HandleEngine,
     HandleGeneration,
@@ -54,6 +55,7 @@ from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import EngineInfo, Grammar
 from argosy_services.engine.factory import EngineFactory, create_engine
 from argosy_services.errors import ArgosyError
+from argosy_services.generation.explanation import Explanation
 from argosy_services.generation.ports import Lease
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
@@ -301,6 +303,8 @@ class GenerationDeployment(GenerationServicer):
             [ServedModel(model, runner, tokenizer)],
             HandleLeases(),
             stream_interval_s=replica.settings.generation.stream_interval_ms / 1000,
+            explain_requests=replica.settings.generation.explain_requests,
+            peers=GatewayPeers(),
         )
         self._generation.start()
         super().__init__(self._generation, replica.gate, replica.auth)
@@ -309,6 +313,10 @@ class GenerationDeployment(GenerationServicer):
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
         self._replica.reconfigure(live)
+
+    async def explanation(self, request_id: str, tenant: str) -> Explanation | None:
+        """What this gateway knows of a request, for the others."""
+        return self._generation.explain_here(request_id, tenant)
 
     async def models(self) -> list[ModelInfo]:
         """The served models, for agents."""

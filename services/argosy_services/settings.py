@@ -102,6 +102,12 @@ class GenerationSettings(_Section):
         description="Most prompt tokens that wait; a prompt that exceeds it is refused, unless it is the only one.",
         json_schema_extra=_LIVE,
     )
+    explain_requests: int = Field(
+        default=1_000,
+        ge=0,
+        le=1_000_000,
+        description="Finished requests that Explain can tell of; the latest are kept.",
+    )
     stream_interval_ms: float = Field(
         default=40.0,
         ge=0,

@@ -51,6 +51,7 @@ CLASS_OF_REASON: dict[str, type[ArgosyError]] = {
     "TOOL_NOT_FOUND": errors.ToolNotFoundError,
     "ALIAS_NOT_FOUND": errors.AliasNotFoundError,
     "RUN_NOT_FOUND": errors.RunNotFoundError,
+    "REQUEST_NOT_FOUND": errors.RequestNotFoundError,
     "RUN_STATE": errors.RunStateError,
     "ADAPTER_EXISTS": errors.AdapterExistsError,
     "ADAPTER_NOT_READY": errors.AdapterNotReadyError,

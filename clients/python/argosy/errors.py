@@ -13,7 +13,8 @@ ArgosyError
 │   ├── AdapterNotFoundError
 │   ├── ToolNotFoundError
 │   ├── AliasNotFoundError
-│   └── RunNotFoundError
+│   ├── RunNotFoundError
+│   └── RequestNotFoundError       nothing is known of the request any more
 ├── AlreadyExistsError             ALREADY_EXISTS
 │   └── AdapterExistsError         the name is taken by an adapter with other content
 ├── FailedPreconditionError        FAILED_PRECONDITION: something else must change first
@@ -156,6 +157,10 @@ class AliasNotFoundError(NotFoundError):
 
 class RunNotFoundError(NotFoundError):
     """The server has no such agent run, or it is another key's. `metadata`: run_id."""
+
+
+class RequestNotFoundError(NotFoundError):
+    """Nothing is known of the request any more, or it is another key's. `metadata`: request_id, limit."""
 
 
 class AlreadyExistsError(ArgosyError):

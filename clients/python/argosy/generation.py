@@ -10,10 +10,12 @@ from typing import Any, Unpack
 from argosy._call import CallPlan
 from argosy._caller import AsyncCaller, Caller
 from argosy._convert import generation as convert
+from argosy._convert.explanation import explanation
 from argosy._stream import AsyncStream, Stream
 from argosy.api.generation.v1 import generation_service_pb2 as rpc
 from argosy.api.generation.v1.generation_service_pb2_grpc import GenerationServiceStub
 from argosy.types.common import Prompt, TextOrTokens
+from argosy.types.explanation import Explanation
 from argosy.types.generation import Delta, GenerateOptions, Generation, Model, Scoring, TextEvent
 
 
@@ -147,6 +149,16 @@ class GenerationClient:
         response = self._caller.unary(self._stub.GetModel, request, timeout=timeout, request_id=request_id)
         return convert.model(response.model)
 
+    def explain(self, of_request: str, *, timeout: float | None = None, request_id: str | None = None) -> Explanation:
+        """Where the time of a request went and what it waited for: of one that runs, or ran lately, by its id.
+
+        Raises RequestNotFoundError. `request_id` is that of this call itself.
+        """
+        response = self._caller.unary(
+            self._stub.Explain, rpc.ExplainRequest(request_id=of_request), timeout=timeout, request_id=request_id
+        )
+        return explanation(response.explanation)
+
 
 class AsyncGenerationClient:
     """Generation for asyncio; each method does what its namesake in `GenerationClient` does."""
@@ -220,3 +232,12 @@ class AsyncGenerationClient:
         request = rpc.GetModelRequest(name=name)
         response = await self._caller.unary(self._stub.GetModel, request, timeout=timeout, request_id=request_id)
         return convert.model(response.model)
+
+    async def explain(
+        self, of_request: str, *, timeout: float | None = None, request_id: str | None = None
+    ) -> Explanation:
+        """See `GenerationClient.explain`."""
+        response = await self._caller.unary(
+            self._stub.Explain, rpc.ExplainRequest(request_id=of_request), timeout=timeout, request_id=request_id
+        )
+        return explanation(response.explanation)

@@ -50,6 +50,7 @@ class LiveRun:
     async def _run(self) -> None:
         attributes = {"gen_ai.operation.name": "invoke_agent", "argosy.agent.run_id": self.log.run_id}
         outcome = "failed"
+        metrics.AGENT_RUNS_RUNNING.inc()
         try:
             with tracing.span("invoke_agent", attributes) as span:
                 outcome = (await self._to_the_end()).value
@@ -66,7 +67,8 @@ class LiveRun:
         except Exception as error:
             await self._interrupt(error)
         finally:
-            metrics.AGENT_RUNS.labels(outcome=outcome).inc()
+            metrics.AGENT_RUNS_RUNNING.dec()
+            _count(outcome, self._context.meter.seconds)
 
     async def _to_the_end(self) -> Outcome:
         if self.log.outcome is not None:
@@ -108,6 +110,13 @@ class LiveRun:
         except ArgosyError as unavailable:
             log.warning("why a run stopped could not be noted", run_id=self.log.run_id, cause=unavailable.message)
         self.log.close(error)
+
+
+def _count(outcome: str, seconds: float) -> None:
+    metrics.AGENT_RUNS.labels(outcome=outcome).inc()
+    metrics.AGENT_RUN_SECONDS.labels(outcome=outcome).observe(seconds)
+    if outcome.endswith("_limit"):
+        metrics.AGENT_BUDGET_STOPS.labels(budget=outcome.removesuffix("_limit")).inc()
 
 
 def run_moved(run_id: str) -> ArgosyError:

@@ -289,7 +289,9 @@ class Work:
         return ToolResult(shortened(text), status, self.context.meter.seconds - before)
 
     async def _observe(self, request: ToolRequest, result: ToolResult) -> Observation:
-        metrics.TOOL_CALLS.labels(tool="client" if request.by_client else request.tool, result=result.status).inc()
+        tool = "client" if request.by_client else request.tool
+        metrics.TOOL_CALLS.labels(tool=tool, result=result.status).inc()
+        metrics.TOOL_SECONDS.labels(tool=tool).observe(result.seconds)
         text = _redacted(result.text, self.context.secrets)
         if request.by_client or not self.context.tools[request.tool].trusted:
             text = as_data(text)

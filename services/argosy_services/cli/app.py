@@ -16,6 +16,7 @@ from argosy_services.cli import (
     cluster,
     compile,
     embed,
+    explain,
     generate,
     models,
     serve,
@@ -94,6 +95,7 @@ app.command("compile", rich_help_panel="Server")(compile.compile_model)
 app.command(rich_help_panel="Server")(status.health)
 app.command(rich_help_panel="Generation")(chat.chat)
 app.command(rich_help_panel="Generation")(generate.generate)
+app.command(rich_help_panel="Generation")(explain.explain)
 app.add_typer(agent.app, name="agent", rich_help_panel="Generation")
 app.add_typer(adapters.app, name="adapters", rich_help_panel="Generation")
 app.command(rich_help_panel="Text")(embed.embed)

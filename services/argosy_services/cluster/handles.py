@@ -27,6 +27,7 @@ from argosy_services.adapters.types import AdapterTier
 from argosy_services.cluster.remote_engine import ReplicaLost
 from argosy_services.engine.base import AdapterWeights, Grammar
 from argosy_services.errors import ArgosyError, Reason, model_not_found
+from argosy_services.generation.explanation import Explanation
 from argosy_services.generation.ports import Lease
 from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
 
@@ -210,6 +211,15 @@ class HandleGeneration:
         if info is None:
             raise model_not_found(name, sorted(self._models))
         return info
+
+
+class GatewayPeers:
+    """`generation.ports.ExplainingPeers`: all gateways of the fleet, this one among them."""
+
+    async def explain(self, request_id: str, tenant: str) -> Explanation | None:
+        """What the first gateway that knows the request says."""
+        answers = await service("generation").broadcast("explanation", request_id, tenant).results_async()
+        return next((answer for answer in answers if answer is not None), None)
 
 
 class HandleEmbedder:

@@ -1,4 +1,4 @@
-"""What every replica does first: settings, logs, traces, and a page of metrics that Prometheus can find."""
+"""What every replica does first: settings, logs, traces, metrics for Ray, and a page of them for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from prometheus_client import start_http_server
 from ray import serve
 
 from argosy._version import __version__
-from argosy_services import logs, tracing
+from argosy_services import logs, metrics, metrics_page, tracing
+from argosy_services.cluster.ray_metrics import RayExporter
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.gate import Gate
 from argosy_services.settings import Settings
@@ -32,6 +32,10 @@ class Replica:
         self.gate = Gate()
         self.gate.open()
         self._tracing = tracing.start(self.settings.tracing, version=__version__)
+        metrics.configure(self.settings.metrics)
+        metrics.BUILD_INFO.labels(version=__version__, runtime="ray").set(1)
+        self._exporter = RayExporter(vllm_names=self.settings.metrics.vllm_names)
+        self._exporter.start()
         self._target = _publish_metrics(self.settings)
 
     def reconfigure(self, live: Mapping[str, object]) -> Settings:
@@ -45,21 +49,22 @@ class Replica:
         return self.settings
 
     def close(self) -> None:
-        """Withdraws the metrics' address and sends the last spans."""
+        """Withdraws the metrics' address, and sends the last of them and of the spans."""
         self._target.unlink(missing_ok=True)
+        self._exporter.stop()
         if self._tracing is not None:
             self._tracing.stop(_FLUSH_S)
 
 
 def _publish_metrics(settings: Settings) -> Path:
     """Serves the metrics of this process on a free port and writes down where."""
-    server, _ = start_http_server(0, settings.metrics_host)
+    port, _ = metrics_page.serve(settings.metrics_host, 0, vllm_names=settings.metrics.vllm_names)
     context = serve.get_replica_context()
     name = context.replica_id.unique_id
     directory = settings.metrics_targets
     directory.mkdir(parents=True, exist_ok=True)
     target = {
-        "targets": [f"{settings.metrics_host}:{server.server_port}"],
+        "targets": [f"{settings.metrics_host}:{port}"],
         "labels": {"application": context.app_name, "deployment": context.deployment, "replica": name},
     }
     # Renamed into place, so that a reader never sees half of it.

@@ -161,6 +161,7 @@ class Batcher:
 
     def start(self) -> None:
         """Starts the threads."""
+        metrics.EMBEDDING_WAITING.read(lambda: self._waiting)
         for thread in self._threads:
             thread.start()
 
@@ -214,6 +215,7 @@ class Batcher:
         while batch := self._next():
             start = time.monotonic()
             error = _compute(batch)
+            metrics.EMBEDDING_SECONDS.labels(model=batch.encoder.info.name).observe(time.monotonic() - start)
             with self._changed:
                 self._idle += 1
                 for job, piece in batch.parts:
@@ -250,7 +252,7 @@ class Batcher:
         if not self._jobs:
             batch.cores = max(1, min(self._idle, batch.whole.tokens // _LEAST_TOKENS))
         self._idle -= 1
-        _count(batch.encoder.info.name, batch.whole)
+        _count(batch.encoder.info.name, batch.whole, self._budget)
         return batch
 
     def _full(self, texts: int) -> ArgosyError:
@@ -280,10 +282,11 @@ def _compute(batch: Batch) -> Exception | None:
     return None
 
 
-def _count(model: str, batch: Slice) -> None:
+def _count(model: str, batch: Slice, budget: int) -> None:
     metrics.EMBEDDED_TEXTS.labels(model=model).inc(len(batch.places))
     metrics.EMBEDDED_TOKENS.labels(model=model).inc(batch.tokens)
     metrics.EMBEDDING_BATCH_TOKENS.labels(model=model).observe(batch.tokens)
+    metrics.EMBEDDING_BATCH_FILL.labels(model=model).observe(batch.tokens / budget)
 
 
 def _draining() -> ArgosyError:

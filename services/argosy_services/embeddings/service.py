@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy_services import tracing
+from argosy_services import metrics, tracing
 from argosy_services.embeddings.batcher import BatchEncoder, Batcher, Job
 from argosy_services.embeddings.types import EmbeddingModelInfo, Embeddings, StageTimings
 from argosy_services.errors import invalid_field, model_not_found, prompt_too_long, tokenizer_mismatch
@@ -73,6 +73,7 @@ class EmbeddingsService:
         dimensions: int | None = None,
         truncate: bool = True,
         tokenizer_fingerprint: str = "",
+        tenant: str = "",
     ) -> Embeddings:
         """The vectors of texts; for the options see `EmbedRequest` in the schema.
 
@@ -91,6 +92,7 @@ class EmbeddingsService:
             vectors = await job.run(encoder, [encoding.ids for encoding in encodings])
         if (trace := tracing.here()) is not None:
             _record(trace, encoder.info.name, job, sum(len(encoding.ids) for encoding in encodings))
+        _count(encoder.info.name, tenant, job, tokenized - arrived)
         vectors = vectors[:, :dimensions]
         if encoder.info.normalizes if normalize is None else normalize:
             vectors = _normalized(vectors)
@@ -107,6 +109,14 @@ class EmbeddingsService:
         if found is None:
             raise model_not_found(name, sorted(self._models))
         return found
+
+
+def _count(model: str, tenant: str, job: Job, tokenization_s: float) -> None:
+    usage = {"tenant": metrics.tenant_label(tenant), "model": model, "adapter": metrics.NO_ADAPTER}
+    metrics.USAGE_REQUESTS.labels(**usage).inc()
+    metrics.USAGE_TOKENS.labels(**usage, kind="embedded").inc(sum(map(len, job.ids)))
+    metrics.TOKENIZE_SECONDS.labels(model=model).observe(tokenization_s)
+    metrics.EMBEDDING_QUEUE_SECONDS.labels(model=model).observe(job.queue_s)
 
 
 def _record(trace: tracing.LiveSpan, model: str, job: Job, tokens: int) -> None:

@@ -33,6 +33,7 @@ class EmbeddingsServicer:
             dimensions=request.dimensions if request.HasField("dimensions") else None,
             truncate=not request.HasField("truncate") or request.truncate,
             tokenizer_fingerprint=request.tokenizer_fingerprint,
+            tenant=call.tenant,
         )
         # A million floats take long enough to hold up everything else on the event loop.
         return await asyncio.to_thread(convert.write_embeddings, embeddings, packed=packed)

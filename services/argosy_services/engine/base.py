@@ -120,11 +120,25 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """Sequences in an engine that went before another one when it came, running or waiting: those of its own tenant,
+    those of others, and of both together those of a higher priority. `waiting_tokens` are those of their prompts that
+    waited.
+    """
+
+    own: int = 0
+    others: int = 0
+    higher_priority: int = 0
+    waiting_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds that a sequence spent: waiting for a place, until its first token, from there to its last.
 
     `grammar_s` of `queue_s` its grammar was compiled. `preempted_s` are the times, in seconds since its arrival, at
-    which it lost its place to others.
+    which it lost its place to others, `requeued_s` how long it was without one in all. `ahead` says who was there
+    before it, `short_of` what kept it from its place once its turn had come: "places" in the batch, or "blocks".
     """
 
     queue_s: float = 0.0
@@ -132,6 +146,9 @@ class Timings:
     decode_s: float = 0.0
     grammar_s: float = 0.0
     preempted_s: tuple[float, ...] = ()
+    requeued_s: float = 0.0
+    ahead: Ahead | None = None
+    short_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from argosy_services.engine.base import Request
+from argosy_services.engine.base import Ahead, Request
 from argosy_services.errors import ArgosyError, Reason
 
 # How long a caller is told to wait before anything was measured, and the bounds of what it is told later.
@@ -53,8 +53,8 @@ class Door:
         """How many sequences are in."""
         return len(self._inside)
 
-    def enter(self, request: Request, limits: Limits) -> None:
-        """Lets a sequence in. Raises QUEUE_FULL.
+    def enter(self, request: Request, limits: Limits) -> Ahead:
+        """Lets a sequence in and says who is there before it. Raises QUEUE_FULL.
 
         One that goes on from another engine is always let in: it was, when it came to that one.
         """
@@ -63,9 +63,11 @@ class Door:
             self._pass_time()
             if not request.generated:
                 self._check(request, tokens, limits)
+            ahead = self._ahead(request)
             self._inside[request.id] = self._prompts[request.id] = request
             self._sequences.add(request, 1)
             self._tokens.add(request, tokens)
+            return ahead
 
     def start(self, request_id: str) -> None:
         """A sequence has got its place: its prompt waits no longer. For the second and later times nothing happens."""
@@ -82,6 +84,15 @@ class Door:
             if request is not None:
                 self._sequences.add(request, -1)
                 self._left.note(1, self._busy_s)
+
+    def _ahead(self, request: Request) -> Ahead:
+        all_before, own = self._sequences.before(request), self._sequences.own_before(request)
+        return Ahead(
+            own=own,
+            others=all_before - own,
+            higher_priority=_at_least(self._sequences.total, request.priority + 1),
+            waiting_tokens=self._tokens.before(request),
+        )
 
     def _stop_waiting(self, request_id: str) -> None:
         request = self._prompts.pop(request_id, None)
@@ -145,13 +156,17 @@ class _Load:
         """What goes before a request: all of the same and of higher priorities."""
         return _at_least(self.total, request.priority)
 
+    def own_before(self, request: Request) -> int:
+        """Of it what is its tenant's."""
+        own = self.tenants.get(request.tenant)
+        return _at_least(own, request.priority) if own else 0
+
     def exceeds(self, request: Request, amount: int, limit: int) -> bool:
         """Whether one more would be too much, of all and of its tenant."""
         if self.before(request) + amount <= limit:
             return False
         present = len(self.tenants.keys() | {request.tenant})
-        own = _at_least(self.tenants.get(request.tenant, Counter()), request.priority)
-        return present == 1 or own + amount > limit // present
+        return present == 1 or self.own_before(request) + amount > limit // present
 
 
 class _Pace:

@@ -27,6 +27,7 @@ class Plan:
     writers: dict[str, ChoiceWriter]
     prompt_tokens: int
     tokenization_s: float
+    grammar_check_s: float
 
 
 async def plan(
@@ -47,7 +48,9 @@ async def plan(
     limit = max_tokens(asked, len(ids), info)
     if asked.min_tokens > limit:
         raise options.min_tokens_too_large(asked.min_tokens, limit)
+    start = time.perf_counter()
     grammar = await _grammar(spec, engine)
+    grammar_check_s = time.perf_counter() - start if grammar is not None else 0.0
     stop_token_ids = options.stop_token_ids(asked, info)
     requests = [
         Request(
@@ -68,7 +71,7 @@ async def plan(
         request.id: ChoiceWriter(index, tokenizer.detokenizer(), asked.stop, stop_token_ids)
         for index, request in enumerate(requests)
     }
-    return Plan(requests, writers, len(ids), tokenization_s)
+    return Plan(requests, writers, len(ids), tokenization_s, grammar_check_s)
 
 
 async def _grammar(spec: GenerationSpec, engine: SequenceRunner) -> Grammar | None:

@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from argosy_services.generation.explanation import Explanation
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -33,4 +35,12 @@ class AdapterLeases(Protocol):
         loop's thread, when the adapter must leave and its drain deadline has passed: the holder then ends its sequences
         with ADAPTER_NOT_READY.
         """
+        ...
+
+
+class ExplainingPeers(Protocol):
+    """The other processes of a fleet that answer requests of the same service."""
+
+    async def explain(self, request_id: str, tenant: str) -> Explanation | None:
+        """What the first of them knows of a request of this tenant; None where none does."""
         ...

@@ -42,8 +42,8 @@ class Progress:
         self.prompt_tokens = len(request.prompt)
         self.cached_tokens = 0
         self._meters = meters
-        self._tokens = 0
-        self._submitted = now
+        self.tokens = 0
+        self.submitted = now
         self._first: float | None = None
         self.last = now
         self._timings: Timings | None = None
@@ -55,15 +55,20 @@ class Progress:
         tokens = len(output.token_ids)
         if not (tokens or output.logprobs):
             return
-        self._tokens += tokens
+        self.tokens += tokens
         self._meters.generated_tokens.inc(tokens)
         if self._first is None:
             self._first = now
             if tokens:
-                self._meters.time_to_first_token.observe(now - self._submitted)
+                self._meters.time_to_first_token.observe(now - self.submitted)
         else:
             self._meters.inter_token.observe((now - self.last) / max(1, tokens), tokens)
         self.last = now
+
+    @property
+    def told(self) -> Timings | None:
+        """The engine's own figures, once it has told them."""
+        return self._timings
 
     @property
     def began(self) -> bool:
@@ -80,22 +85,22 @@ class Progress:
         meters.prompt_tokens.inc(self.prompt_tokens - self.cached_tokens)
         meters.cached_tokens.inc(self.cached_tokens)
         meters.sequence_prompt.observe(self.prompt_tokens)
-        meters.sequence_generated.observe(self._tokens)
+        meters.sequence_generated.observe(self.tokens)
         meters.queue.observe(timings.queue_s)
         meters.prefill.observe(timings.prefill_s)
-        meters.end_to_end.observe(self.last - self._submitted)
+        meters.end_to_end.observe(self.last - self.submitted)
         if timings.grammar_s:
             meters.grammar.observe(timings.grammar_s)
-        if self._tokens:
+        if self.tokens:
             meters.decode.observe(timings.decode_s)
-        if self._tokens > 1:
-            meters.time_per_token.observe(timings.decode_s / (self._tokens - 1))
+        if self.tokens > 1:
+            meters.time_per_token.observe(timings.decode_s / (self.tokens - 1))
 
     @property
     def timings(self) -> Timings:
         """The engine's own figures; those that it had no chance to give are what was seen from here."""
         first = self.last if self._first is None else self._first
-        seen = Timings(prefill_s=first - self._submitted, decode_s=self.last - first)
+        seen = Timings(prefill_s=first - self.submitted, decode_s=self.last - first)
         if self._timings is None:
             return seen
         return replace(self._timings, decode_s=max(self._timings.decode_s, seen.decode_s))
@@ -107,17 +112,17 @@ class Progress:
         process, and what its figures leave out was the way there.
         """
         if self._first is None:
-            trace.stage("queue", self._submitted, time.monotonic(), {"argosy.ended_early": True})
+            trace.stage("queue", self.submitted, time.monotonic(), {"argosy.ended_early": True})
             return
         timings = self.timings
-        admitted = max(self._submitted, self._first - timings.prefill_s)
-        arrived = max(self._submitted, admitted - timings.queue_s)
+        admitted = max(self.submitted, self._first - timings.prefill_s)
+        arrived = max(self.submitted, admitted - timings.queue_s)
         preempted = [("preempted", arrived + after) for after in timings.preempted_s]
         if timings.grammar_s:
             trace.stage("compile grammar", arrived, arrived + timings.grammar_s)
-        trace.stage("queue", self._submitted, admitted)
+        trace.stage("queue", self.submitted, admitted)
         counts = {"argosy.prompt_tokens": self.prompt_tokens, "argosy.cached_tokens": self.cached_tokens}
         trace.stage("prefill", admitted, self._first, counts, [event for event in preempted if event[1] < self._first])
-        if self._tokens:
+        if self.tokens:
             after = [event for event in preempted if event[1] >= self._first]
-            trace.stage("decode", self._first, self.last, {"argosy.completion_tokens": self._tokens}, after)
+            trace.stage("decode", self._first, self.last, {"argosy.completion_tokens": self.tokens}, after)

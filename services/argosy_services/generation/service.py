@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 
 from argosy_services import tracing
 from argosy_services.engine.base import Finish, SequenceRunner, StepOutput
-from argosy_services.errors import ArgosyError, Reason, model_not_found, tokenizer_mismatch
+from argosy_services.errors import ArgosyError, Reason, model_not_found, request_not_found, tokenizer_mismatch
 from argosy_services.generation import scoring
+from argosy_services.generation.account import Account, Ledger
 from argosy_services.generation.answer import ChoiceWriter
 from argosy_services.generation.bridge import EngineBridge, Run
 from argosy_services.generation.collect import collect
 from argosy_services.generation.deadline import until
 from argosy_services.generation.describe import described
+from argosy_services.generation.explanation import Explanation
 from argosy_services.generation.options import check_standing
 from argosy_services.generation.plan import plan
-from argosy_services.generation.ports import AdapterLeases, Lease
+from argosy_services.generation.ports import AdapterLeases, ExplainingPeers, Lease
 from argosy_services.generation.progress import Progress
 from argosy_services.generation.types import (
     Event,
@@ -50,14 +52,26 @@ class ServedModel:
 class GenerationService:
     """Answers requests with the served models. Lives on one event loop; the engines' threads do the work."""
 
-    def __init__(self, models: Sequence[ServedModel], leases: AdapterLeases, *, stream_interval_s: float = 0.0) -> None:
-        """The first of `models` answers requests that name none; for the interval see `GenerationSettings`."""
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        leases: AdapterLeases,
+        *,
+        stream_interval_s: float = 0.0,
+        explain_requests: int = 1_000,
+        peers: ExplainingPeers | None = None,
+    ) -> None:
+        """The first of `models` answers requests that name none; for the numbers see `GenerationSettings`. `peers` are
+        asked to explain requests that were not answered here.
+        """
         self._stream_interval_s = stream_interval_s
         self._models = {served.local.name: served for served in models}
         self._bridges = {name: EngineBridge(served.engine, name) for name, served in self._models.items()}
         self._default = models[0].local.name
         self._leases = leases
         self._numbers = itertools.count(1)
+        self._ledger = Ledger(explain_requests)
+        self._peers = peers
 
     def start(self) -> None:
         """Starts the engines; they deliver to the event loop that runs now."""
@@ -92,30 +106,35 @@ class GenerationService:
         However the iterator ends, by its last event, an error, cancellation, `deadline` (a time of `time.monotonic()`)
         or because it is closed, nothing of the request stays in the engine and its adapter's lease is given back.
         """
-        arrived = time.monotonic()
         served = self._served(spec.model, spec.tokenizer_fingerprint)
-        async with until(deadline):
-            job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id), tenant)
-        # What may end by a stop string is looked at at once: the engine would go on behind its end.
-        interval_s = 0.0 if spec.options.stop else self._stream_interval_s
-        run = self._bridges[served.local.name].run(deadline, interval_s=interval_s)
-        async with self._lease(spec.adapter, spec.adapter_sticky_key, run) as lease:
-            with run:
-                for request in job.requests:
-                    run.submit(replace(request, adapter=lease and lease.key))
-                yield Started(_origin(request_id, served, lease), job.prompt_tokens)
-                while any(writer.finished is None for writer in job.writers.values()):
-                    for event in _advance(await run.next(), job.writers, run):
-                        yield event
-        progress = run.progress.values()
-        usage = Usage(
-            prompt_tokens=job.prompt_tokens,
-            cached_tokens=min(sequence.cached_tokens for sequence in progress),
-            completion_tokens=sum(writer.token_count for writer in job.writers.values()),
-        )
-        if (trace := tracing.here()) is not None:
-            trace.set(described(spec, served.local.name, usage, job.writers.values()))
-        yield Finished(usage, _timings(progress, job.tokenization_s, arrived))
+        with self._ledger.account(request_id, tenant, served.local.name, spec.adapter, spec.priority) as account:
+            async with until(deadline):
+                job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id), tenant)
+            account.planned(job.tokenization_s, job.grammar_check_s)
+            # What may end by a stop string is looked at at once: the engine would go on behind its end.
+            interval_s = 0.0 if spec.options.stop else self._stream_interval_s
+            run = self._bridges[served.local.name].run(deadline, interval_s=interval_s)
+            async with self._lease(spec.adapter, spec.adapter_sticky_key, run, account) as lease:
+                with run:
+                    account.follows(run.progress, job.prompt_tokens)
+                    for request in job.requests:
+                        run.submit(replace(request, adapter=lease and lease.key))
+                    yield Started(_origin(request_id, served, lease), job.prompt_tokens)
+                    while any(writer.finished is None for writer in job.writers.values()):
+                        for event in _advance(await run.next(), job.writers, run):
+                            with account.sending():
+                                yield event
+            progress = run.progress.values()
+            usage = Usage(
+                prompt_tokens=job.prompt_tokens,
+                cached_tokens=min(sequence.cached_tokens for sequence in progress),
+                completion_tokens=sum(writer.token_count for writer in job.writers.values()),
+            )
+            if (trace := tracing.here()) is not None:
+                trace.set(described(spec, served.local.name, usage, job.writers.values()))
+            account.completion_tokens = usage.completion_tokens
+            finished = Finished(usage, _timings(progress, job.tokenization_s, account.arrived))
+        yield finished
 
     async def generate(
         self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
@@ -128,34 +147,48 @@ class GenerationService:
         self, spec: ScoreSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
     ) -> Scores:
         """The log-probabilities of continuations. Ends as cleanly as `stream`."""
-        arrived = time.monotonic()
         served = self._served(spec.model, spec.tokenizer_fingerprint)
         check_standing("", spec.priority, spec.cache_salt)
-        async with until(deadline):
-            with tracing.span("tokenize"):
-                sequences = await scoring.sequences(spec.items, served.tokenizer, served.engine.info)
-        tokenization_s = time.monotonic() - arrived
-        run = self._bridges[served.local.name].run(deadline)
-        sequence_id = self._sequence_id(request_id)
-        async with self._lease(spec.adapter, "", run) as lease:
-            with run:
-                requests = [
-                    replace(
-                        scoring.request(f"{sequence_id}-{index}", *sequence, adapter=lease and lease.key),
-                        tenant=tenant,
-                        priority=spec.priority,
-                        cache_salt=spec.cache_salt,
-                    )
-                    for index, sequence in enumerate(sequences)
-                ]
-                scores = await scoring.run_all(run, requests)
-        progress = run.progress.values()
-        usage = Usage(
-            prompt_tokens=sum(sequence.prompt_tokens for sequence in progress),
-            cached_tokens=sum(sequence.cached_tokens for sequence in progress),
-        )
-        timings = replace(_timings(progress, tokenization_s, arrived), decode_s=None)
-        return Scores(_origin(request_id, served, lease), tuple(scores), usage, timings)
+        with self._ledger.account(request_id, tenant, served.local.name, spec.adapter, spec.priority) as account:
+            async with until(deadline):
+                with tracing.span("tokenize"):
+                    sequences = await scoring.sequences(spec.items, served.tokenizer, served.engine.info)
+            account.planned(time.monotonic() - account.arrived)
+            run = self._bridges[served.local.name].run(deadline)
+            sequence_id = self._sequence_id(request_id)
+            async with self._lease(spec.adapter, "", run, account) as lease:
+                with run:
+                    account.follows(run.progress)
+                    requests = [
+                        replace(
+                            scoring.request(f"{sequence_id}-{index}", *sequence, adapter=lease and lease.key),
+                            tenant=tenant,
+                            priority=spec.priority,
+                            cache_salt=spec.cache_salt,
+                        )
+                        for index, sequence in enumerate(sequences)
+                    ]
+                    scores = await scoring.run_all(run, requests)
+            progress = run.progress.values()
+            usage = Usage(
+                prompt_tokens=sum(sequence.prompt_tokens for sequence in progress),
+                cached_tokens=sum(sequence.cached_tokens for sequence in progress),
+            )
+            timings = replace(_timings(progress, account.tokenization_s, account.arrived), decode_s=None)
+            return Scores(_origin(request_id, served, lease), tuple(scores), usage, timings)
+
+    async def explain(self, request_id: str, tenant: str = "") -> Explanation:
+        """Where the time of a request of this tenant went. Raises REQUEST_NOT_FOUND."""
+        found = self._ledger.explain(request_id, tenant)
+        if found is None and self._peers is not None:
+            found = await self._peers.explain(request_id, tenant)
+        if found is None:
+            raise request_not_found(request_id, self._ledger.keeps)
+        return found
+
+    def explain_here(self, request_id: str, tenant: str) -> Explanation | None:
+        """What this process knows of a request, for peers."""
+        return self._ledger.explain(request_id, tenant)
 
     def _served(self, name: str, tokenizer_fingerprint: str = "") -> ServedModel:
         served = self._models.get(name or self._default)
@@ -171,14 +204,15 @@ class GenerationService:
         return f"{request_id}-{next(self._numbers)}"
 
     @asynccontextmanager
-    async def _lease(self, adapter: str, sticky_key: str, run: Run) -> AsyncIterator[Lease | None]:
+    async def _lease(self, adapter: str, sticky_key: str, run: Run, account: Account) -> AsyncIterator[Lease | None]:
         if not adapter:
             yield None
             return
         async with AsyncExitStack() as held:
-            with tracing.span("wait for adapter", {"argosy.adapter": adapter}):
+            with tracing.span("wait for adapter", {"argosy.adapter": adapter}), account.waiting_for_adapter():
                 taking = self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter)), sticky_key)
                 lease = await held.enter_async_context(taking)
+            account.leased(lease)
             yield lease
 
 

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from argosy.api.generation.v1 import generation_service_pb2 as pb
-from argosy_services.errors import ArgosyError, Reason
+from argosy_services.errors import ArgosyError, Reason, invalid_field
 from argosy_services.generation import convert
+from argosy_services.generation.convert_explanation import write_explanation
 from argosy_services.generation.service import GenerationService
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call
@@ -65,6 +66,13 @@ class GenerationServicer:
     @unary(pb.GetModelResponse)
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         return pb.GetModelResponse(model=convert.write_model(self._service.model(request.name)))
+
+    @unary(pb.ExplainResponse)
+    async def Explain(self, request: pb.ExplainRequest, call: Call) -> pb.ExplainResponse:
+        if not request.request_id:
+            raise invalid_field("request_id", "is required", limit="an id of a request", value="")
+        explanation = await self._service.explain(request.request_id, call.tenant)
+        return pb.ExplainResponse(explanation=write_explanation(explanation))
 
 
 def _check_permission(field: str, priority: int, call: Call) -> None:

@@ -31,6 +31,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.TOOL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ALIAS_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.RUN_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.REQUEST_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ADAPTER_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     Reason.ADAPTER_NOT_READY: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.ADAPTER_INVALID: grpc.StatusCode.FAILED_PRECONDITION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -137,9 +138,11 @@ class TokenizationService:
         self, tokenizer: Tokenizer, inputs: Sequence[S], work: Callable[[Sequence[S]], list[T]]
     ) -> list[T]:
         results: list[T] = []
+        start = time.perf_counter()
         with tracing.span("tokenize", {"argosy.texts": len(inputs)}):
             for portion in portions(inputs):
                 results += await self._on_thread(lambda portion=portion: work(portion))
+        metrics.TOKENIZE_SECONDS.labels(model=tokenizer.model).observe(time.perf_counter() - start)
         metrics.TOKENIZED_TEXTS.labels(model=tokenizer.model).inc(len(inputs))
         return results
 

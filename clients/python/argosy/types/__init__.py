@@ -48,6 +48,7 @@ from argosy.types.common import (
     Usage,
 )
 from argosy.types.embeddings import EmbeddingModel, Embeddings, Pooling
+from argosy.types.explanation import Ahead, Explanation, RequestState, Stage, StageTime, Wait, WaitCause
 from argosy.types.generation import (
     Choice,
     ChoiceFinished,
@@ -76,6 +77,7 @@ __all__ = [
     "AgentBudget",
     "AgentEvent",
     "AgentStrategy",
+    "Ahead",
     "Alias",
     "Answer",
     "ApprovalDecided",
@@ -89,6 +91,7 @@ __all__ = [
     "EmbeddingModel",
     "Embeddings",
     "Encoding",
+    "Explanation",
     "FinishReason",
     "Finished",
     "GenerateOptions",
@@ -100,6 +103,7 @@ __all__ = [
     "Pooling",
     "Prompt",
     "RenderedChat",
+    "RequestState",
     "RunFinished",
     "RunInfo",
     "RunOutcome",
@@ -111,6 +115,8 @@ __all__ = [
     "Scoring",
     "SnapshotComplete",
     "SpecialToken",
+    "Stage",
+    "StageTime",
     "Started",
     "TextEvent",
     "TextOrTokens",
@@ -127,4 +133,6 @@ __all__ = [
     "ToolReturned",
     "ToolStarted",
     "Usage",
+    "Wait",
+    "WaitCause",
 ]

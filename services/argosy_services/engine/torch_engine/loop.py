@@ -81,7 +81,7 @@ class EngineLoop(threading.Thread):
         with self._wake:
             if self._closed:
                 raise not_running() from self.fault
-            self._door.enter(request, limits)
+            sequence.ahead = self._door.enter(request, limits)
             self.post(lambda: self._submit(sequence))
 
     def stop(self) -> None:

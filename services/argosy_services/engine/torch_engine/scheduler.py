@@ -107,12 +107,15 @@ class Scheduler:
                 break
             known = self._known_prefix(sequence)
             if not self._make_room(sequence, known):
+                sequence.short_of = "places" if len(self.running) >= self.max_batch else "blocks"
                 break
             self.waiting.take(sequence)
             self.running[sequence] = None
             self.blocks.share(sequence.table, known)
             sequence.computed = len(known) * self.blocks.block_tokens
-            if not sequence.admitted:
+            if sequence.admitted:
+                sequence.requeued += time.monotonic() - sequence.preempted[-1]
+            else:
                 sequence.admitted, sequence.cached = time.monotonic(), sequence.computed
                 self.admitted.append(sequence)
                 self._charge(sequence, len(sequence.tokens), after=sequence.computed, weight=1)

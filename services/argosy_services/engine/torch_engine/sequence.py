@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from argosy_services.engine.base import Request, Timings, TokenLogprobs
+from argosy_services.engine.base import Ahead, Request, Timings, TokenLogprobs
 
 
 @dataclass(slots=True, eq=False)
@@ -15,7 +15,8 @@ class Sequence:
     `tokens` are prompt and answer; `computed` of them have their keys and values in the blocks of `table`, of which
     `cached` tokens were found there on admission. `digests` name the full blocks; see `kv_cache.py`. `scores`
     collects what a scoring request asked for. `matcher` is the state of its grammar, None without one. Times are those
-    of `time.monotonic()`, 0 until they come; `preempted` are those at which it lost its blocks.
+    of `time.monotonic()`, 0 until they come; `preempted` are those at which it lost its blocks, `requeued` the seconds
+    that it was without. `ahead` and `short_of` are those of `engine.base.Timings`.
 
     `number` counts sequences by arrival. `rank` is its priority, and the highest once its turn has come although others
     were before it. `charged` tokens were put on its tenant's account; see `fair_queue.py`.
@@ -38,6 +39,9 @@ class Sequence:
     rank: int = 0
     charged: int = 0
     preempted: list[float] = field(default_factory=list)
+    requeued: float = 0.0
+    ahead: Ahead | None = None
+    short_of: str = ""
 
     @classmethod
     def of(cls, request: Request) -> Sequence:
@@ -69,4 +73,7 @@ class Sequence:
             decode_s=now - first,
             grammar_s=max(0.0, self.compiled - self.arrived),
             preempted_s=tuple(at - self.arrived for at in self.preempted),
+            requeued_s=self.requeued,
+            ahead=self.ahead,
+            short_of=self.short_of,
         )

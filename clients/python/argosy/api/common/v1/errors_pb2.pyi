@@ -50,6 +50,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such alias of adapters here. Metadata: alias."""
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 24
     """NOT_FOUND: no such agent run here. Metadata: run_id."""
+    ERROR_REASON_REQUEST_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """NOT_FOUND: nothing is known of the request any more, or it is another API key's. Metadata: request_id, limit."""
     ERROR_REASON_ADAPTER_EXISTS: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
     ERROR_REASON_ADAPTER_NOT_READY: _ErrorReason.ValueType  # 40
@@ -134,6 +136,8 @@ ERROR_REASON_ALIAS_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND: no such alias of adapters here. Metadata: alias."""
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 24
 """NOT_FOUND: no such agent run here. Metadata: run_id."""
+ERROR_REASON_REQUEST_NOT_FOUND: ErrorReason.ValueType  # 25
+"""NOT_FOUND: nothing is known of the request any more, or it is another API key's. Metadata: request_id, limit."""
 ERROR_REASON_ADAPTER_EXISTS: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS: the name is taken by an adapter with other content. Metadata: adapter."""
 ERROR_REASON_ADAPTER_NOT_READY: ErrorReason.ValueType  # 40

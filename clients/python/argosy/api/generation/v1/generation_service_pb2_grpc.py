@@ -66,6 +66,11 @@ class GenerationServiceStub(object):
                 request_serializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/argosy.api.generation.v1.GenerationService/Explain',
+                request_serializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer(object):
@@ -113,6 +118,14 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Tells of a request that runs, or ran lately, where its time went and what it waited for. Only requests of the same
+        API key are known. Fails with NOT_FOUND (REQUEST_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +153,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.GetModelRequest.FromString,
                     response_serializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.ExplainRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -284,6 +302,33 @@ class GenerationService(object):
             '/argosy.api.generation.v1.GenerationService/GetModel',
             argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.GetModelRequest.SerializeToString,
             argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.generation.v1.GenerationService/Explain',
+            argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.ExplainRequest.SerializeToString,
+            argosy_dot_api_dot_generation_dot_v1_dot_generation__service__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

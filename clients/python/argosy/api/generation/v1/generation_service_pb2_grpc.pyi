@@ -50,6 +50,10 @@ class GenerationServiceStub:
     """Lists the served models."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.GetModelRequest, _generation_service_pb2.GetModelResponse]
     """Describes one served model. Fails with NOT_FOUND (MODEL_NOT_FOUND)."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.ExplainRequest, _generation_service_pb2.ExplainResponse]
+    """Tells of a request that runs, or ran lately, where its time went and what it waited for. Only requests of the same
+    API key are known. Fails with NOT_FOUND (REQUEST_NOT_FOUND).
+    """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -73,6 +77,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Lists the served models."""
     GetModel: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.GetModelRequest, _generation_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one served model. Fails with NOT_FOUND (MODEL_NOT_FOUND)."""
+    Explain: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.ExplainRequest, _generation_service_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Tells of a request that runs, or ran lately, where its time went and what it waited for. Only requests of the same
+    API key are known. Fails with NOT_FOUND (REQUEST_NOT_FOUND).
+    """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates and scores text.
@@ -123,5 +131,15 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.GetModelResponse, _abc.Awaitable[_generation_service_pb2.GetModelResponse]]:
         """Describes one served model. Fails with NOT_FOUND (MODEL_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _generation_service_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_service_pb2.ExplainResponse, _abc.Awaitable[_generation_service_pb2.ExplainResponse]]:
+        """Tells of a request that runs, or ran lately, where its time went and what it waited for. Only requests of the same
+        API key are known. Fails with NOT_FOUND (REQUEST_NOT_FOUND).
+        """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
