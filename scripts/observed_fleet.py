@@ -167,6 +167,8 @@ def _settings(adapters: Path, port: int, metrics_port: int) -> dict[str, str]:
         "ARGOSY_API_KEYS": ",".join(KEYS),
         "ARGOSY_LOG_LEVEL": "warning",
         "ARGOSY_ADAPTERS__ROOTS": json.dumps([str(adapters)]),
+        "ARGOSY_ADAPTERS__CACHE_DIR": str(adapters.with_name("adapter-cache")),
+        "ARGOSY_DATABASE__DSN": f"sqlite:///{adapters.with_name('argosy.db')}",
         "ARGOSY_GENERATION__THREADS": "1",
         "ARGOSY_GENERATION__KV_CACHE_TOKENS": "1536",
         "ARGOSY_GENERATION__MAX_BATCH": "8",

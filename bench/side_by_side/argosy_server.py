@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,11 @@ class ArgosyServer:
 
     def __init__(self, log: Path, environment: Mapping[str, str], adapters: Mapping[str, Path]) -> None:
         port, metrics_port = free_port(), free_port()
+        # What one measurement loads must not come back in the next.
+        self._made = tempfile.TemporaryDirectory(prefix="argosy-peers-")
         settings = {
+            "ARGOSY_DATABASE__DSN": f"sqlite:///{self._made.name}/argosy.db",
+            "ARGOSY_ADAPTERS__CACHE_DIR": f"{self._made.name}/adapter-cache",
             "ARGOSY_PORT": str(port),
             "ARGOSY_METRICS_PORT": str(metrics_port),
             "ARGOSY_LOG_LEVEL": "warning",
@@ -54,6 +59,7 @@ class ArgosyServer:
         """Closes the client and ends the server."""
         await self._client.close()
         await self._own.stop()
+        self._made.cleanup()
 
     async def _stream(self, request: Request, started: float) -> list[float]:
         times: list[float] = []
