@@ -59,6 +59,12 @@ bench-cluster: $(VENV)/.dev ## Measure what the layers of a fleet cost, how it s
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/scaling.py cold
 
+.PHONY: bench-adapters
+bench-adapters: $(VENV)/.dev ## Load adapters beside streams, 200 of them in 16 slots, and 1,000 random changes (10 minutes)
+	$(BIN)/python bench/adapters.py load
+	$(BIN)/python bench/adapters.py zipf
+	$(BIN)/python bench/adapter_churn.py
+
 .PHONY: install-peers
 install-peers: ## Install the engines that bench-peers measures, each into an environment in PEERS_DIR (10 minutes)
 	TORCH='$(TORCH)' PYTHON='$(PYTHON)' scripts/install_peers.sh $(PEERS)
@@ -76,12 +82,13 @@ soak-engine: $(VENV)/.dev ## 20 minutes of random work for one engine: nothing i
 	$(BIN)/python bench/soak_engine.py 20
 
 .PHONY: lint
-lint: $(VENV)/.dev ## Check form, imports between layers, and protos
+lint: $(VENV)/.dev ## Check form, imports between layers, protos, and the Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/hadolint --config .hadolint.yaml deploy/docker/Dockerfile
 
 .PHONY: format
 format: $(VENV)/.dev ## Bring code and protos into form
@@ -105,12 +112,16 @@ protos-check: $(VENV)/.dev ## Check that the committed stubs are those of protos
 	  || { echo "the stubs are not those of protos/: run 'make protos'" >&2; exit 1; }
 
 .PHONY: docs
-docs: $(VENV)/.dev ## Generate docs/errors.md and docs/metrics.md
+docs: $(VENV)/.dev ## Generate docs/errors.md, docs/metrics.md, the dashboards, and what the chart takes from the code
 	$(BIN)/python scripts/generate_docs.py
+	PYTHONPATH=deploy/grafana $(BIN)/python -m argosy_dashboards
+	$(BIN)/python scripts/generate_chart.py
 
 .PHONY: docs-check
-docs-check: $(VENV)/.dev ## Check that the generated pages are up to date
+docs-check: $(VENV)/.dev ## Check that the generated pages and dashboards are up to date
 	$(BIN)/python scripts/generate_docs.py --check
+	PYTHONPATH=deploy/grafana $(BIN)/python -m argosy_dashboards --check
+	$(BIN)/python scripts/generate_chart.py --check
 
 .PHONY: sdk-check
 sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, fast, old dependencies
@@ -118,7 +129,7 @@ sdk-check: $(VENV)/.dev ## Check what `pip install argosy` alone gives: light, f
 
 .PHONY: clean
 clean: ## Remove the environment and everything else that was made here
-	rm -rf $(VENV) .peers .demo demo-server.log .import_linter_cache build dist
+	rm -rf $(VENV) .peers .tools .demo demo-server.log .import_linter_cache build dist
 	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache -o -name .hypothesis | xargs rm -rf
 
 # Torch first and held in place: whichever build it is, no other requirement may replace it by another one.

@@ -2,9 +2,9 @@
 
     python bench/observability.py [pairs of servers]
 
-Each side is a server in a process of its own, and the rounds go from one to the other. Two equal processes can differ by
-some percent for as long as they live, so that several pairs are started, each side first in turn. Every call is traced,
-and the collector is this process.
+Each side is a server in a process of its own, and the rounds go from one to the other. Two equal processes can differ
+by some percent for as long as they live, so that several pairs are started, each side first in turn. Every call is
+traced, and the collector is this process.
 """
 
 from __future__ import annotations

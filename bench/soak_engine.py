@@ -203,14 +203,14 @@ class Soak:
             "waiting": stats.waiting,
             "kv_blocks": stats.kv_blocks_in_use,
             "adapter_slots": stats.adapters,
-            "leases": int(total(metrics.ADAPTER_LEASES)),
+            "leases": int(metrics.ADAPTER_LEASES.now()),
             "calls": int(total(metrics.RPC_RUNNING)),
         }
 
 
-def total(gauge: Any) -> float:
+def total(row: Any) -> float:
     """A metric, all of its labels together."""
-    return sum(sample.value for sample in gauge.collect()[0].samples if not sample.name.endswith("_created"))
+    return sum(value.now() for _, value in row.now())
 
 
 def memory_mb() -> float:

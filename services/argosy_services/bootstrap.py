@@ -12,9 +12,10 @@ from argosy.api.embeddings.v1.embeddings_service_pb2_grpc import add_EmbeddingsS
 from argosy.api.generation.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 from argosy.api.tokenization.v1.tokenization_service_pb2_grpc import add_TokenizationServiceServicer_to_server
 from argosy_services import metrics
-from argosy_services.adapters.leases import LocalLeases
+from argosy_services.adapters.residence import Residence
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.servicer import AdaptersServicer
+from argosy_services.adapters.tiers import AdapterTiers
 from argosy_services.agents.local_model import LocalChatModel, LocalEmbedder
 from argosy_services.agents.ports import Embedder, Generation
 from argosy_services.agents.service import AgentsService
@@ -52,14 +53,15 @@ class Fleet:
         self.engine = make_engine(settings, language, tokenizer, create)
         self.tokenization = make_tokenization([tokenizer, Tokenizer.load(sentence_model(settings))])
         self.embeddings = make_embeddings(settings)
-        self.adapters = make_adapters(settings, {language.name: self.engine})
+        self.database = Database(settings.database_dsn)
+        self.tiers = make_tiers(settings, self.engine)
+        self.adapters = make_adapters(settings, {language.name: self.tiers}, self.database)
         self.generation = GenerationService(
             [ServedModel(language, self.engine, tokenizer)],
-            LocalLeases(self.adapters),
+            self.adapters,
             stream_interval_s=settings.generation.stream_interval_ms / 1000,
             explain_requests=settings.generation.explain_requests,
         )
-        self.database = Database(settings.database_dsn)
         self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
         self._model = language.name
 
@@ -74,7 +76,7 @@ class Fleet:
     async def start(self) -> None:
         """Starts the engine and the background work."""
         self.generation.start()
-        self.adapters.start()
+        await self.adapters.start()
         self.embeddings.start()
         await self.agents.start()
         watch_engine(self._model, self.engine)
@@ -83,6 +85,7 @@ class Fleet:
         """Stops what `start` started, callers before what they call."""
         await self.agents.close()
         await self.adapters.close()
+        await asyncio.to_thread(self.tiers.close)
         await asyncio.to_thread(self.generation.close)
         await asyncio.to_thread(self.embeddings.close)
         await asyncio.to_thread(self.tokenization.close)
@@ -148,13 +151,22 @@ def make_embeddings(settings: Settings) -> EmbeddingsService:
     )
 
 
-def make_adapters(settings: Settings, hosts: Mapping[str, AdapterHost]) -> AdaptersService:
-    """The adapters service over the engines of base models."""
+def make_tiers(settings: Settings, engine: AdapterHost) -> AdapterTiers:
+    """The slots and the memory for the adapters of an engine."""
+    return AdapterTiers(
+        engine, slots=settings.generation.max_adapters, memory_bytes=settings.generation.adapter_memory_bytes
+    )
+
+
+def make_adapters(settings: Settings, residences: Mapping[str, Residence], database: Database) -> AdaptersService:
+    """The adapters service over the residences of base models' adapters."""
     return AdaptersService(
-        hosts,
+        residences,
+        database,
         roots=settings.adapter_roots,
+        remotes=settings.adapters.remotes,
         max_size_bytes=settings.adapters.max_size_bytes,
-        cache_dir=settings.data_dir / "adapter-cache",
+        directory=settings.adapters.cache_dir or settings.data_dir / "adapter-cache",
     )
 
 

@@ -177,6 +177,9 @@ class Instrument(Generic[Series]):
         return value not in present and len(present) >= bound
 
 
+_Row = TypeVar("_Row", Instrument[Value], Instrument[Histogram])
+
+
 class Table:
     """The rows in their order."""
 
@@ -212,7 +215,7 @@ class Table:
         for row in self:
             row.drop(label, value)
 
-    def _add(self, row: Instrument[Series]) -> Instrument[Series]:
+    def _add(self, row: _Row) -> _Row:
         if row.spec.name in self._rows:
             raise ValueError(f"{row.spec.name} stands in the table twice")
         self._rows[row.spec.name] = row

@@ -29,6 +29,7 @@ from argosy_services.bootstrap import (
     make_agents,
     make_embeddings,
     make_engine,
+    make_tiers,
     make_tokenization,
     sentence_model,
     watch_engine,
@@ -43,7 +44,8 @@ from argosy_services.cluster.handles import (
     HandleEngine,
     HandleGeneration,
     HandleLeases,
-    resident_adapters,
+    KnownAdapter,
+    known_adapters,
 )
 from argosy_services.cluster.links import LinkedEngines
 from argosy_services.cluster.remote_engine import RemoteEngine
@@ -125,22 +127,28 @@ class AdaptersDeployment(AdaptersServicer):
 
     async def __init__(self, given: Given) -> None:
         self._replica = replica = Replica(given)
-        self._hosts = FleetAdapters(handles.engines, asyncio.get_running_loop())
-        self._adapters = make_adapters(replica.settings, {language_model(replica.settings).name: self._hosts})
-        self._adapters.start()
+        self._fleet = FleetAdapters(handles.engines)
+        self._database = Database(replica.settings.database_dsn)
+        model = language_model(replica.settings).name
+        self._adapters = make_adapters(replica.settings, {model: self._fleet}, self._database)
+        await self._adapters.start()
+        # Engines that hold them already go on with them.
+        for wanted, directory in self._adapters.kept():
+            self._fleet.known[wanted.key] = KnownAdapter(str(directory), wanted.pinned)
         super().__init__(self._adapters, replica.gate, replica.auth)
         metrics.READY.set(1)
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
         settings = self._replica.reconfigure(live)
-        self._adapters.accept(settings.adapter_roots, settings.adapters.max_size_bytes)
+        limits = settings.adapters
+        self._adapters.accept(settings.adapter_roots, limits.remotes, limits.max_size_bytes)
 
-    async def hold(self, name: str) -> AsyncIterator[Lease | ArgosyError | None]:
+    async def hold(self, name: str, sticky_key: str = "") -> AsyncIterator[Lease | ArgosyError | None]:
         """A lease for as long as the stream is read: first the lease or why there is none, then None if it must end."""
         revoked = asyncio.Event()
         try:
-            with self._adapters.lease(name, revoked.set) as lease:
+            async with self._adapters.lease(name, revoked.set, sticky_key) as lease:
                 yield lease
                 await revoked.wait()
                 yield None
@@ -149,12 +157,13 @@ class AdaptersDeployment(AdaptersServicer):
         except ArgosyError as error:
             yield error
 
-    async def resident(self) -> dict[str, str]:
-        """The adapters that every engine holds or is to hold, and where their files are."""
-        return dict(self._hosts.resident)
+    async def known(self) -> dict[str, KnownAdapter]:
+        """The adapters that engines may be asked for, and where their files are."""
+        return dict(self._fleet.known)
 
     async def __del__(self) -> None:
         await self._adapters.close()
+        await asyncio.to_thread(self._database.close)
         self._replica.close()
 
 
@@ -169,9 +178,8 @@ class EngineDeployment:
         engine = await asyncio.to_thread(
             lambda: make_engine(replica.settings, self._model, Tokenizer.load(self._model), self.create)
         )
-        self._host = EngineHost(engine, self._load_missing)
-        self._adapters: dict[str, asyncio.Lock] = {}
-        self._resident: set[str] = set()
+        self._tiers = make_tiers(replica.settings, engine)
+        self._host = EngineHost(engine, self._acquire, self._tiers.release)
         self._misses = 0
         self._contact = await self._host.start(get_node_ip_address())
         watch_engine(self._model.name, engine)
@@ -204,36 +212,25 @@ class EngineDeployment:
     async def read_adapter(self, directory: str) -> AdapterFacts | ArgosyError:
         """What an adapter is, if this engine can take it."""
         try:
-            weights = await asyncio.to_thread(self._host.engine.read_adapter, Path(directory))
+            weights = await self._tiers.read(Path(directory))
         except ArgosyError as error:
             return error
-        return AdapterFacts(directory, weights.version, weights.rank, weights.target_modules, weights.size_bytes)
+        return AdapterFacts(weights.version, weights.rank, weights.target_modules, weights.size_bytes)
 
-    async def load_adapter(self, key: str, directory: str) -> ArgosyError | None:
-        """Loads an adapter, unless it is here."""
-        async with self._adapters.setdefault(key, asyncio.Lock()):
-            if key in self._resident:
-                return None
-            engine = self._host.engine
-            try:
-                weights = await asyncio.to_thread(engine.read_adapter, Path(directory))
-                await asyncio.wrap_future(engine.load_adapter(key, weights))
-            except ArgosyError as error:
-                return error
-            self._resident.add(key)
-            return None
+    async def load_adapter(self, key: str, known: KnownAdapter) -> ArgosyError | None:
+        """Takes an adapter in, unless it is here."""
+        try:
+            await self._tiers.add(key, Path(known.directory), pinned=known.pinned)
+        except ArgosyError as error:
+            return error
+        return None
 
     async def unload_adapter(self, key: str) -> ArgosyError | None:
-        """Unloads an adapter, if it is here."""
-        async with self._adapters.setdefault(key, asyncio.Lock()):
-            if key not in self._resident:
-                return None
-            try:
-                await asyncio.wrap_future(self._host.engine.unload_adapter(key))
-            except ArgosyError as error:
-                return error
-            self._resident.discard(key)
-        del self._adapters[key]
+        """Lets an adapter go, if it is here."""
+        try:
+            await self._tiers.remove(key)
+        except ArgosyError as error:
+            return error
         return None
 
     def record_routing_stats(self) -> dict[str, Any]:
@@ -243,13 +240,13 @@ class EngineDeployment:
             "sequences": stats.running + stats.waiting,
             "waiting_tokens": stats.waiting_tokens,
             "kv_use": stats.kv_blocks_in_use / max(1, stats.kv_blocks_total),
-            "adapters": sorted(self._resident),
+            "adapters": sorted(self._tiers.in_slots),
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the number of replicas goes by; see `scaling.EngineScaling`."""
         stats = self._host.engine.stats()
-        misses, self._misses = self._misses, 0
+        misses, self._misses = self._tiers.counts.misses - self._misses, self._tiers.counts.misses
         return {
             "waiting_tokens": stats.waiting_tokens,
             "kv_use": stats.kv_blocks_in_use / max(1, stats.kv_blocks_total),
@@ -260,11 +257,11 @@ class EngineDeployment:
         """Raises once the engine has ended; Ray Serve then replaces the replica."""
         self._host.check_health()
 
-    async def _load_missing(self, adapter: str) -> None:
-        """A sequence wants an adapter; where it stays missing the engine refuses the sequence."""
-        if adapter not in self._resident:
-            self._misses += 1
+    async def _acquire(self, adapter: str) -> None:
+        """A sequence wants an adapter in a slot."""
+        if adapter not in self._tiers:
             await self._reconcile()
+        await self._tiers.acquire(adapter)
 
     async def _keep_reconciling(self) -> None:
         while True:
@@ -275,12 +272,12 @@ class EngineDeployment:
                 log.warning("adapters could not be compared", cause=str(error))
 
     async def _reconcile(self) -> None:
-        """Loads the adapters that should be here and unloads those that should not."""
-        wanted = await resident_adapters()
-        for key, directory in wanted.items():
-            if (error := await self.load_adapter(key, directory)) is not None:
+        """Takes in the adapters that should be here and lets those go that should not."""
+        known = await known_adapters()
+        for key in known.keys() - self._tiers.keys:
+            if (error := await self.load_adapter(key, known[key])) is not None:
                 log.warning("an adapter could not be loaded", adapter=key, cause=error.message)
-        for key in self._resident - wanted.keys():
+        for key in self._tiers.keys - known.keys():
             await self.unload_adapter(key)
 
     async def __del__(self) -> None:
@@ -290,6 +287,7 @@ class EngineDeployment:
         with suppress(asyncio.CancelledError):
             await self._reconciling
         await asyncio.to_thread(self._host.engine.close)
+        await asyncio.to_thread(self._tiers.close)
         self._replica.close()
 
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,14 +20,11 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-# Settings that a fleet on Ray takes over while it runs: changing them restarts nothing.
-_LIVE: dict[str, JsonValue] = {"live": True}
+from argosy_services.settings_of_adapters import LIVE as _LIVE
+from argosy_services.settings_of_adapters import AdapterSettings, DatabaseSettings
+from argosy_services.settings_of_adapters import Section as _Section
 
 _DATA_DIR = "~/.local/share/argosy"
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TensorRtLlmSettings(_Section):
@@ -73,14 +70,16 @@ class GenerationSettings(_Section):
         default="auto",
         description="Type of weights and cache; auto takes bfloat16 where the device computes with it natively.",
     )
-    quantization: Literal["auto", "none", "int8"] = Field(
+    quantization: Literal["auto", "none", "int8", "int4", "fp8"] = Field(
         default="auto",
         description="Format of the torch engine's weights; auto takes int8 where the processor computes with it and "
-        "dtype is auto, and costs less than 1 % of perplexity.",
+        "dtype is auto, and costs less than 1 % of perplexity; int4 halves the memory and costs more; fp8 is for "
+        "NVIDIA GPUs from Ada and Hopper on.",
     )
     kernels: Literal["auto", "torch"] = Field(
         default="auto",
-        description="auto runs native kernels where the model and the processor fit them, torch its operators only.",
+        description="auto runs native kernels where the model and the processor fit them, and Triton's on a GPU; torch "
+        "its operators only.",
     )
     device: str = Field(default="cpu", description="Torch device.")
     threads: int = Field(default=0, ge=0, le=1024, description="Threads of a step; 0 takes one per core.")
@@ -126,6 +125,9 @@ class GenerationSettings(_Section):
         default="", description="A smaller model with the same tokenizer that guesses tokens; a name or a source URI."
     )
     max_adapters: int = Field(default=16, ge=0, le=1024, description="Most adapters in the engine at once.")
+    adapter_memory_bytes: int = Field(
+        default=1 << 30, ge=0, description="Most bytes of adapters that are kept in memory beside those in the engine."
+    )
     max_adapter_rank: int = Field(default=64, ge=1, le=512, description="Largest LoRA rank that is accepted.")
 
     @model_validator(mode="after")
@@ -162,36 +164,6 @@ class EmbeddingSettings(_Section):
     max_waiting_texts: int = Field(
         default=16_384, ge=1, description="Most texts that wait; more are refused.", json_schema_extra=_LIVE
     )
-
-
-class AdapterSettings(_Section):
-    """Where adapters may come from."""
-
-    roots: tuple[Path, ...] = Field(
-        default=(),
-        description="Directories below which file:// sources are accepted; the data directory's adapters/ always is.",
-        json_schema_extra=_LIVE,
-    )
-    max_size_bytes: int = Field(
-        default=1 << 30, ge=1, description="Largest adapter directory that is accepted.", json_schema_extra=_LIVE
-    )
-
-
-class DatabaseSettings(_Section):
-    """What must outlive a process: adapters with their aliases, and runs of agents."""
-
-    dsn: SecretStr = Field(
-        default=SecretStr(""),
-        description="postgresql://user:password@host/name, for several servers that shall agree, or "
-        "sqlite:////absolute/file; empty takes argosy.db in the data directory.",
-    )
-
-    @field_validator("dsn")
-    @classmethod
-    def _refuse_other_databases(cls, dsn: SecretStr) -> SecretStr:
-        if dsn.get_secret_value() and not re.match(r"postgres(ql)?(\+psycopg)?://|sqlite:////", dsn.get_secret_value()):
-            raise ValueError("database.dsn is neither postgresql://user@host/name nor sqlite:////absolute/file")
-        return dsn
 
 
 class McpServerSettings(_Section):

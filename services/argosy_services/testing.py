@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import SecretStr
+
 from argosy_services.embedded import Build, EmbeddedServer, build_all
-from argosy_services.settings import Settings
+from argosy_services.settings import DatabaseSettings, Settings
 
 
 class RunningFleet(Protocol):
@@ -62,17 +66,19 @@ async def run_test_server(
 ) -> AsyncIterator[RunningServer]:
     """Runs a server on the present event loop; on entry it is ready.
 
-    The ports of `settings` are replaced by free ones. `build` makes the services; by default they are all there is,
+    The ports of `settings` are replaced by free ones, and the database by one of its own unless they name one. `build`
+    makes the services; by default they are all there is,
     with the models that the settings name. Raises StartupError.
     """
     ports = {"port": 0, "metrics_port": 0}
-    server = EmbeddedServer((settings or Settings()).model_copy(update=ports), build)
-    try:
-        await server.open()
-        await server.load()
-        yield RunningServer(server.address, server.metrics_address)
-    finally:
-        await server.close(drain_seconds=5.0)
+    with _apart(settings or Settings()) as given:
+        server = EmbeddedServer(given.model_copy(update=ports), build)
+        try:
+            await server.open()
+            await server.load()
+            yield RunningServer(server.address, server.metrics_address)
+        finally:
+            await server.close(drain_seconds=5.0)
 
 
 @contextmanager
@@ -101,17 +107,31 @@ def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0
     from argosy_services.cluster.control import Control
     from argosy_services.cluster.serve_config import serve_config
 
-    given = settings or Settings()
-    names = ("http_port", "dashboard_port", "haproxy_stats_port", "haproxy_metrics_port")
-    port, *ports = _free_ports(1 + len(names))
-    cluster = given.cluster.model_copy(update=dict(zip(names, ports, strict=True)))
-    given = given.model_copy(update={"port": port, "cluster": cluster})
-    with local.running(given) as ray:
-        control = Control(ray.dashboard, ray.token)
-        control.deploy(serve_config(given), lambda: ray.alive)
-        for _ in control.follow(ready_s):
-            pass
-        yield RunningCluster(given)
+    with _apart(settings or Settings()) as given:
+        names = ("http_port", "dashboard_port", "haproxy_stats_port", "haproxy_metrics_port")
+        port, *ports = _free_ports(1 + len(names))
+        cluster = given.cluster.model_copy(update=dict(zip(names, ports, strict=True)))
+        own = given.model_copy(update={"port": port, "cluster": cluster})
+        with local.running(own) as ray:
+            control = Control(ray.dashboard, ray.token)
+            control.deploy(serve_config(own), lambda: ray.alive)
+            for _ in control.follow(ready_s):
+                pass
+            yield RunningCluster(own)
+
+
+@contextmanager
+def _apart(settings: Settings) -> Iterator[Settings]:
+    """The settings with a database and adapters of their own, unless they name a database: what one test has loaded
+    must not come back in the next.
+    """
+    if settings.database.dsn.get_secret_value():
+        yield settings
+        return
+    with tempfile.TemporaryDirectory(prefix="argosy-test-") as directory:
+        database = DatabaseSettings(dsn=SecretStr(f"sqlite:///{directory}/argosy.db"))
+        adapters = settings.adapters.model_copy(update={"cache_dir": Path(directory, "adapter-cache")})
+        yield settings.model_copy(update={"database": database, "adapters": adapters})
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,6 @@ def fleet(
         embeddings={"model": minilm.name},  # type: ignore[arg-type]
         adapters=AdapterSettings(roots=(adapter_root,)),
         tracing=TracingSettings(endpoint=collector.endpoint, sample_ratio=0),
-        database={"dsn": f"sqlite:///{adapter_root.parent / 'fleet.db'}"},  # type: ignore[arg-type]
         log_level="warning",
     )
     runtime, _, profile = request.param.partition("-")

@@ -12,6 +12,7 @@ ArgosyError
 │   ├── ModelNotFoundError
 │   ├── AdapterNotFoundError
 │   ├── ToolNotFoundError
+│   ├── AliasNotFoundError
 │   ├── RunNotFoundError
 │   └── RequestNotFoundError       nothing is known of the request any more
 ├── AlreadyExistsError             ALREADY_EXISTS
@@ -20,6 +21,9 @@ ArgosyError
 │   ├── AdapterNotReadyError       the adapter cannot answer in its present state
 │   ├── AdapterInvalidError        the adapter's files cannot be served
 │   ├── WrongBaseModelError        the adapter was trained for another model
+│   ├── AdapterInUseError          an alias points at it
+│   ├── NothingToRollBackError     the alias has no former state
+│   ├── AliasChangedError          somebody else has set the alias
 │   ├── TokenizerMismatchError     the caller's tokenizer is not the model's
 │   ├── ChatTemplateMissingError   the model has no chat template
 │   └── RunStateError              the agent run cannot do this where it stands
@@ -31,7 +35,8 @@ ArgosyError
 │   ├── ConnectError               no connection to the server; nothing was started
 │   ├── ServerStartingError        the server is loading its weights
 │   ├── ServerDrainingError        the server is shutting down
-│   └── EngineFailedError          the engine stopped after a fatal fault
+│   ├── EngineFailedError          the engine stopped after a fatal fault
+│   └── StoreUnavailableError      the server's database cannot be used
 ├── AuthenticationError            UNAUTHENTICATED: no valid API key
 ├── PermissionDeniedError          PERMISSION_DENIED: the API key may not ask for this
 ├── DeadlineExceededError          DEADLINE_EXCEEDED; also a built-in TimeoutError
@@ -146,6 +151,10 @@ class ToolNotFoundError(NotFoundError):
     """The server has no such tool. `metadata`: tool."""
 
 
+class AliasNotFoundError(NotFoundError):
+    """No such alias of adapters. `metadata`: alias."""
+
+
 class RunNotFoundError(NotFoundError):
     """The server has no such agent run, or it is another key's. `metadata`: run_id."""
 
@@ -184,6 +193,18 @@ class AdapterInvalidError(FailedPreconditionError):
 
 class WrongBaseModelError(FailedPreconditionError):
     """The adapter was trained for another base model. `metadata`: adapter, expected, value."""
+
+
+class AdapterInUseError(FailedPreconditionError):
+    """An alias points at the adapter: point it elsewhere first. `metadata`: adapter, alias."""
+
+
+class NothingToRollBackError(FailedPreconditionError):
+    """The alias has no former state. `metadata`: alias."""
+
+
+class AliasChangedError(FailedPreconditionError):
+    """Somebody else has set the alias meanwhile. `metadata`: alias, expected, value."""
 
 
 class TokenizerMismatchError(FailedPreconditionError):
@@ -232,6 +253,10 @@ class ServerDrainingError(UnavailableError):
 
 class EngineFailedError(UnavailableError):
     """The engine stopped after a fatal fault."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """The server's database cannot be used; generation goes on meanwhile."""
 
 
 class AuthenticationError(ArgosyError):

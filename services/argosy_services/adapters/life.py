@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from argosy_services.adapters.registry import Adapter
-from argosy_services.adapters.sources import SourceDirectory
-from argosy_services.engine.base import AdapterHost
+from argosy_services.adapters.residence import Residence
+from argosy_services.adapters.store import Wanted
 
 
 class Leaving(Exception):  # noqa: N818 - not a failure
@@ -21,19 +20,17 @@ class Leaving(Exception):  # noqa: N818 - not a failure
 class Life:
     """One adapter on its way. Lives on the event loop's thread, `cancelled` apart.
 
-    `cancelled` tells threads that work for the adapter to stop. `copy` is where its files were copied to, `in_engine`
-    whether an engine holds it: what must be freed in the end.
+    `cancelled` tells threads that work for the adapter to stop, `taken_in` whether its residence may hold it.
     """
 
-    def __init__(self, adapter: Adapter, engine: AdapterHost, source: SourceDirectory) -> None:
+    def __init__(self, adapter: Adapter, residence: Residence, wanted: Wanted) -> None:
         self.adapter = adapter
-        self.engine = engine
-        self.source = source
+        self.residence = residence
+        self.wanted = wanted
         self.accepted = time.monotonic()
         self.cancelled = threading.Event()
         self.task: asyncio.Task[None] | None = None
-        self.copy: Path | None = None
-        self.in_engine = False
+        self.taken_in = False
         self._leave_by: float | None = None
         self._has_turn = False
         self._changed = asyncio.Event()

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from argosy_services import metrics
-from argosy_services.adapters.types import FINAL, AdapterRecord, AdapterState, Failure
+from argosy_services.adapters.store import Wanted
+from argosy_services.adapters.types import FINAL, AdapterRecord, AdapterState, AdapterTier, Failure
 from argosy_services.errors import ArgosyError, Reason, adapter_not_found
 
 _MAX_FINAL = 1_000
@@ -48,15 +49,19 @@ class LeaseTicket:
 
 @dataclass(eq=False, slots=True)
 class Adapter:
-    """One adapter from acceptance to its final state; a name that is used again gets another one.
-
-    `key` names it in its engine and is never used twice, so that nothing an engine or a request keeps of an adapter can
-    be taken for that of its successor.
-    """
+    """One adapter from acceptance to its final state; a name that is used again gets another one."""
 
     record: AdapterRecord
-    key: str
+    wanted: Wanted
+    tier: Callable[[], AdapterTier | None] = lambda: None
     tickets: set[LeaseTicket] = field(default_factory=set)
+
+    @property
+    def key(self) -> str:
+        """Names it in its engine. Never used for another content, so that nothing an engine or a request keeps of an
+        adapter can be taken for that of its successor.
+        """
+        return self.wanted.key
 
     @property
     def name(self) -> str:
@@ -93,16 +98,22 @@ class AdapterRegistry:
             raise adapter_not_found(name)
         return adapter
 
+    def of_version(self, version: str) -> Adapter | None:
+        """An adapter of that version, a READY one if there is any."""
+        found = [adapter for adapter in self._adapters.values() if adapter.record.version == version]
+        return max(found, key=lambda adapter: adapter.state is AdapterState.READY, default=None)
+
     def adapters(self) -> list[Adapter]:
         """Every adapter."""
         return list(self._adapters.values())
 
     def picture(self, adapter: Adapter) -> AdapterRecord:
         """An adapter as it is now, its present leases counted."""
-        return dataclasses.replace(adapter.record, active_leases=len(adapter.tickets))
+        return dataclasses.replace(adapter.record, active_leases=len(adapter.tickets), tier=adapter.tier())
 
-    def accept(self, name: str, source: str, base_model: str) -> Adapter:
+    def accept(self, wanted: Wanted, tier: Callable[[], AdapterTier | None] = lambda: None) -> Adapter:
         """Takes up a new adapter, PENDING. The name must be free or that of an adapter in a final state."""
+        name = wanted.name
         old = self._adapters.get(name)
         if old is not None and old.state not in FINAL:
             raise IllegalTransitionError(f"adapter '{name}' is {old.state.value} and cannot be replaced")
@@ -110,8 +121,18 @@ class AdapterRegistry:
             self._forget(old)
         self.revision += 1
         now = self._clock()
-        record = AdapterRecord(name, source, base_model, AdapterState.PENDING, self.revision, now, now)
-        adapter = Adapter(record, key=f"{name}@{self.revision}")
+        record = AdapterRecord(
+            name,
+            wanted.source,
+            wanted.base_model,
+            AdapterState.PENDING,
+            self.revision,
+            now,
+            now,
+            version=wanted.version,
+            pinned=wanted.pinned,
+        )
+        adapter = Adapter(record, wanted, tier)
         self._adapters[name] = adapter
         metrics.ADAPTERS.labels(state=record.state.value).inc()
         self._tell()
@@ -140,9 +161,8 @@ class AdapterRegistry:
             self._drop_oldest_final()
         self._tell()
 
-    def lease(self, name: str, on_revoke: Callable[[], None]) -> LeaseTicket:
-        """Notes one more use of a READY adapter. Raises ADAPTER_NOT_FOUND or ADAPTER_NOT_READY."""
-        adapter = self.get(name)
+    def lease(self, adapter: Adapter, on_revoke: Callable[[], None]) -> LeaseTicket:
+        """Notes one more use of a READY adapter. Raises ADAPTER_NOT_READY."""
         if adapter.state is not AdapterState.READY:
             raise not_ready(adapter.record)
         ticket = LeaseTicket(adapter, on_revoke)

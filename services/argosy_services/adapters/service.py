@@ -1,137 +1,175 @@
 """Loads adapters into running engines and takes them out again, without disturbing what runs.
 
-One task follows each adapter through its whole life: it brings the adapter up, waits until it must leave, lets its
-users finish and takes it down. Nobody else calls the engine for it, so no two steps of one adapter ever overlap.
+What should be resident stands in the SQL store. Calls change it there; this replica follows it, as every other one
+does, so that replicas agree without talking to each other and a restart loses nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
-from argosy_services import metrics
+from argosy_services.adapters.alias_store import AliasStore
+from argosy_services.adapters.aliases import Aliases
 from argosy_services.adapters.cache import AdapterCache
-from argosy_services.adapters.life import Leaving, Life, Line
-from argosy_services.adapters.registry import Adapter, AdapterRegistry, failure_of, not_ready
-from argosy_services.adapters.sources import AdapterSources, FetchCancelled
-from argosy_services.adapters.types import FINAL, AdapterRecord, AdapterState, Failure
+from argosy_services.adapters.carrier import Carrier
+from argosy_services.adapters.kept import KeptFiles
+from argosy_services.adapters.life import Life
+from argosy_services.adapters.origins import Origins
+from argosy_services.adapters.registry import Adapter, AdapterRegistry, not_ready
+from argosy_services.adapters.residence import Residence
+from argosy_services.adapters.store import AdapterStore, Picture, Wanted
+from argosy_services.adapters.tables import Operation
+from argosy_services.adapters.types import COMING, FINAL, SETTLED, AdapterRecord, AdapterState, AliasRecord, AliasTarget
+from argosy_services.adapters.uploads import Part, Upload, Uploads
 from argosy_services.adapters.watch import WatchEvent, watch
-from argosy_services.engine.base import AdapterHost, AdapterWeights
-from argosy_services.errors import ArgosyError, Reason, invalid_field, model_not_found
+from argosy_services.errors import ArgosyError, Reason, adapter_not_found, invalid_field, model_not_found
 from argosy_services.generation.ports import Lease
+from argosy_services.storage.database import Database
 
 log = structlog.get_logger("argosy.adapters")
-T = TypeVar("T")
 
 DEFAULT_DRAIN_S = 60.0
 MAX_DRAIN_S = 3_600.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_NAME = re.compile(_PART)
 _NAME_FORM = "1 to 128 characters of letters, digits, '.', '-' and '_', the first one a letter or digit"
-_LOADS_AT_ONCE = 2
+_ALIAS = re.compile(f"{_PART}@{_PART}")
+_ALIAS_FORM = "two such names with an @ between them, as in support@prod"
+_VERSION = re.compile(r"[0-9a-f]{64}")
+MAX_TARGETS = 16
+_MAX_WEIGHT = 1_000_000
 _MAX_WAITING = 256
-# How long holders of leases may take to end after they were told to; then the engine ends their sequences.
-_REVOKE_GRACE_S = 10.0
-# How long a service that is closed waits for an engine to end what it was asked for.
-_ENGINE_PATIENCE_S = 5.0
+# How often a replica looks for changes that others made.
+_POLL_S = 0.5
 
 
 class AdaptersService:
     """Adapters of the served models. Lives on one event loop's thread.
 
-    `engines` maps names of base models to their engines, the first one is the default. Sources are accepted below
-    `roots`; copies of at most `max_size_bytes` each are kept in `cache_dir` while the adapters are loaded.
+    `residences` maps names of base models to where their adapters live, the first one is the default. Sources are
+    accepted below `roots` and `remotes`; files of at most `max_size_bytes` an adapter are kept below `directory`.
     """
 
     def __init__(
-        self, engines: Mapping[str, AdapterHost], roots: Sequence[Path], max_size_bytes: int, cache_dir: Path
+        self,
+        residences: Mapping[str, Residence],
+        database: Database,
+        *,
+        roots: Sequence[Path],
+        max_size_bytes: int,
+        directory: Path,
+        remotes: Sequence[str] = (),
     ) -> None:
-        self._engines = dict(engines)
-        self.accept(roots, max_size_bytes)
-        self._cache = AdapterCache(cache_dir)
+        self._residences = dict(residences)
+        self._directory = directory
+        self._cache = AdapterCache(directory / "coming")
         self._registry = AdapterRegistry()
+        self._store = AdapterStore(database)
+        self._alias_store = AliasStore(database)
+        self._aliases = Aliases()
+        self._uploads = Uploads(database)
+        sources = Origins(self._uploads, roots=roots, remotes=remotes, max_size_bytes=max_size_bytes)
+        self._carrier = Carrier(self._registry, self._store, sources, self._cache)
         self._lives: dict[str, Life] = {}
-        self._line = Line(_LOADS_AT_ONCE)
-        # Each thread that reads weights keeps a heap of their size: few threads, always the same ones.
-        self._readers = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="adapters")
+        # Held while something is changed in the store and here: a picture from before it must not undo it.
+        self._sync = asyncio.Lock()
+        self._picture: Picture | None = None
+        self._following: asyncio.Task[None] | None = None
         self._closed = False
 
-    def accept(self, roots: Sequence[Path], max_size_bytes: int) -> None:
+    def accept(self, roots: Sequence[Path], remotes: Sequence[str], max_size_bytes: int) -> None:
         """Changes which sources are accepted from now on."""
-        self._sources = AdapterSources(roots, max_size_bytes)
+        self._carrier.sources = Origins(self._uploads, roots=roots, remotes=remotes, max_size_bytes=max_size_bytes)
 
-    def start(self) -> None:
-        """Makes the cache. Must come before the first adapter."""
-        self._cache.open()
+    async def start(self) -> None:
+        """Opens the store and begins to bring back what should be resident. Must come before the first adapter."""
+        identity = await self._store.open()
+        kept = self._carrier.kept = KeptFiles(self._directory / identity)
+        await asyncio.to_thread(self._cache.open)
+        here = await asyncio.to_thread(kept.numbers)
+        picture = await self._store.picture()
+        await asyncio.to_thread(kept.sweep, here - {wanted.number for wanted in picture.wanted})
+        self._apply(picture)
+        self._following = asyncio.create_task(self._follow_the_store(), name="adapters follow the store")
 
     async def close(self) -> None:
-        """Ends all work in the background and removes every copy. Engines are left as they are."""
+        """Ends all work in the background. What should be resident stays so, and its files are kept."""
         self._closed = True
         tasks = [life.task for life in self._lives.values() if life.task is not None]
         for life in self._lives.values():
             life.cancelled.set()
+        if self._following is not None:
+            tasks.append(self._following)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._registry.clear()
         await asyncio.to_thread(self._cache.close)
-        self._readers.shutdown()
+        await self._carrier.close()
 
-    async def load(self, name: str, source: str, base_model: str = "") -> AdapterRecord:
-        """Accepts an adapter; loading goes on in the background.
+    async def load(
+        self,
+        name: str,
+        source: str,
+        base_model: str = "",
+        *,
+        pinned: bool = False,
+        tenant: str = "",
+        request_id: str = "",
+    ) -> AdapterRecord:
+        """Accepts an adapter; loading goes on in the background. A pinned one never leaves its slot.
 
         An adapter of the same name, source and base model that is not in a final state is answered as it is. Raises
         INVALID_FIELD, SOURCE_REFUSED, MODEL_NOT_FOUND, ADAPTER_EXISTS (the name is taken), ADAPTER_NOT_READY (the
-        name's last adapter still drains) and QUEUE_FULL.
+        name's last adapter still drains), QUEUE_FULL and STORE_UNAVAILABLE. This and every other change answers a
+        second call with the same `request_id` of one `tenant` as it did the first.
         """
         if not _NAME.fullmatch(name):
             raise invalid_field("name", f"must be {_NAME_FORM}", limit=_NAME_FORM, value=name)
-        base_model, engine = self._engine(base_model)
-        directory = await asyncio.to_thread(self._sources.resolve, source)
-        # No await from here on: of two calls for one name the second one sees what the first one did.
-        if self._closed:
-            raise ArgosyError(Reason.DRAINING, "the server is shutting down; retry on another one", retry_after_s=1.0)
-        present = self._registry.find(name)
-        if present is not None and present.state not in FINAL:
-            return self._same(present, directory.uri, base_model)
-        waiting = sum(life.adapter.state is not AdapterState.READY for life in self._lives.values())
-        if waiting >= _MAX_WAITING:
-            raise ArgosyError(
-                Reason.QUEUE_FULL,
-                f"{waiting} adapters are being loaded or unloaded, at most {_MAX_WAITING} may; retry later",
-                retry_after_s=5.0,
-                limit=_MAX_WAITING,
-                value=waiting,
-            )
-        adapter = self._registry.accept(name, directory.uri, base_model)
-        life = Life(adapter, engine, directory)
-        self._lives[adapter.key] = life
-        life.task = asyncio.create_task(self._follow(life), name=f"adapter {adapter.key}")
-        return self._registry.picture(adapter)
+        base_model, _ = self._residence(base_model)
+        source = await asyncio.to_thread(self._carrier.sources.resolve, source)
+        operation = _operation(tenant, request_id, f"load {name} {source} {base_model}")
+        async with self._sync:
+            self._check_room(name)
+            wanted = await self._store.want(Wanted(0, name, source, base_model, pinned), operation)
+            self._picture = None
+            # A call that is repeated after the adapter has left does not bring it back.
+            adapter = self._registry.get(name) if wanted.leaving else self._take_up(wanted)
+            return self._registry.picture(adapter)
 
-    def unload(self, name: str, drain_s: float = DEFAULT_DRAIN_S) -> AdapterRecord:
+    async def unload(
+        self, name: str, drain_s: float = DEFAULT_DRAIN_S, *, tenant: str = "", request_id: str = ""
+    ) -> AdapterRecord:
         """Lets an adapter leave: its users have `drain_s` seconds to finish.
 
         An adapter in a final state is answered as it is; for one that drains already the earlier deadline counts.
-        Raises INVALID_FIELD and ADAPTER_NOT_FOUND.
+        Raises INVALID_FIELD, ADAPTER_NOT_FOUND, ADAPTER_IN_USE (an alias points at it) and STORE_UNAVAILABLE.
         """
         if not 0 <= drain_s <= MAX_DRAIN_S:
             limit = f"0 to {MAX_DRAIN_S:g} seconds"
             raise invalid_field("drain_timeout", f"must be {limit}", limit=limit, value=drain_s)
-        adapter = self._registry.get(name)
-        life = self._lives.get(adapter.key)
-        if life is not None and adapter.state not in FINAL:
-            if adapter.state is not AdapterState.DRAINING:
-                self._registry.move(adapter, AdapterState.DRAINING)
-            life.leave(drain_s)
-        return self._registry.picture(adapter)
+        async with self._sync:
+            released = await self._store.release(name, drain_s, _operation(tenant, request_id, f"unload {name}"))
+            self._picture = None
+            adapter = self._registry.find(name)
+            if adapter is None:
+                if released is None:
+                    raise adapter_not_found(name)
+                adapter = self._take_up(released)
+            life = self._lives.get(adapter.key)
+            if life is not None and (released is None or released.number == adapter.wanted.number):
+                self._carrier.dismiss(life, drain_s)
+            return self._registry.picture(adapter)
+
+    async def upload(self, part: Part) -> Upload:
+        """Takes a part of an adapter that a caller sends; see `Uploads.take`."""
+        return await self._uploads.take(part, self._carrier.sources.max_size_bytes)
 
     def get(self, name: str) -> AdapterRecord:
         """One adapter as it is. Raises ADAPTER_NOT_FOUND."""
@@ -147,144 +185,197 @@ class AdaptersService:
             raise invalid_field("until_settled", "needs names to wait for", limit="names", value=True)
         return watch(self._registry, names, until_settled=until_settled)
 
-    @contextmanager
-    def lease(self, name: str, on_revoke: Callable[[], None]) -> Iterator[Lease]:
-        """The right to use an adapter for the length of a `with` block; see `generation.ports.AdapterLeases`."""
-        ticket = self._registry.lease(name, on_revoke)
-        adapter = ticket.adapter
+    async def set_alias(
+        self,
+        alias: str,
+        targets: Mapping[str, int],
+        *,
+        expected: int | None = None,
+        tenant: str = "",
+        request_id: str = "",
+    ) -> AliasRecord:
+        """Points an alias at adapters, by name or version, with their weights. Requests that come later go by it.
+
+        `expected` is the revision that it must have, 0 where it must not be set. Raises INVALID_FIELD,
+        ADAPTER_NOT_FOUND, ADAPTER_NOT_READY, ALIAS_CHANGED and STORE_UNAVAILABLE.
+        """
+        _check_alias(alias)
+        _check_weights(targets)
+        chosen = [AliasTarget(self._ready(target).record.version, weight) for target, weight in targets.items()]
+        if len({target.version for target in chosen}) < len(chosen):
+            raise invalid_field("targets", "name one version twice", limit="each once", value=", ".join(targets))
+        said = " ".join(f"{target.version}:{target.weight}" for target in chosen)
+        operation = _operation(tenant, request_id, f"set {alias} {said}")
+        return await self._change_alias(self._alias_store.set_alias(alias, chosen, expected, operation))
+
+    async def roll_back(self, alias: str, *, tenant: str = "", request_id: str = "") -> AliasRecord:
+        """Has an alias mean again what it meant before it was last set. Raises ALIAS_NOT_FOUND, NOTHING_TO_ROLL_BACK,
+        ADAPTER_NOT_READY (a version is not loaded any more) and STORE_UNAVAILABLE.
+        """
+        return await self._change_alias(
+            self._alias_store.roll_back(alias, _operation(tenant, request_id, f"roll back {alias}"))
+        )
+
+    async def delete_alias(self, alias: str, *, tenant: str = "", request_id: str = "") -> AliasRecord:
+        """Forgets an alias. Raises ALIAS_NOT_FOUND and STORE_UNAVAILABLE."""
+        return await self._change_alias(
+            self._alias_store.delete_alias(alias, _operation(tenant, request_id, f"delete {alias}"))
+        )
+
+    async def alias(self, alias: str) -> AliasRecord:
+        """What an alias means. Raises ALIAS_NOT_FOUND and STORE_UNAVAILABLE."""
+        return await self._alias_store.alias(alias)
+
+    async def aliases(self) -> tuple[AliasRecord, ...]:
+        """All aliases. Raises STORE_UNAVAILABLE."""
+        return (await self._store.picture()).aliases
+
+    @asynccontextmanager
+    async def lease(self, name: str, on_revoke: Callable[[], None], sticky_key: str = "") -> AsyncIterator[Lease]:
+        """The right to use an adapter for the length of a block; see `generation.ports.AdapterLeases`."""
+        adapter = self._named(name, sticky_key)
+        if adapter.wanted.version and adapter.state in COMING:
+            await self._until_settled(adapter)
+        ticket = self._registry.lease(adapter, on_revoke)
         try:
-            yield Lease(name=name, key=adapter.key, version=adapter.record.version)
+            async with self._residence(adapter.record.base_model)[1].hold(adapter.key):
+                yield Lease(name=adapter.name, key=adapter.key, version=adapter.record.version)
         finally:
             self._registry.give_back(ticket)
             if life := self._lives.get(adapter.key):
                 life.lease_ended()
 
-    def _engine(self, base_model: str) -> tuple[str, AdapterHost]:
-        known = list(self._engines)
+    def kept(self) -> list[tuple[Wanted, Path]]:
+        """The adapters that are wanted and were served before, and where their files are."""
+        kept = self._carrier.kept
+        coming = [adapter.wanted for adapter in self._registry.adapters() if adapter.state in COMING]
+        found = [(wanted, kept.path(wanted.number)) for wanted in coming if kept is not None and wanted.version]
+        return [(wanted, path) for wanted, path in found if path.exists()]
+
+    def _named(self, name: str, sticky_key: str) -> Adapter:
+        """The adapter that a request names, by an alias, a version or its name."""
+        if "@" in name:
+            name = self._aliases.resolve(name, sticky_key)
+        return self._find(name)
+
+    def _find(self, name: str) -> Adapter:
+        found = self._registry.of_version(name) if _VERSION.fullmatch(name) else None
+        return found or self._registry.get(name)
+
+    def _ready(self, name: str) -> Adapter:
+        adapter = self._find(name)
+        if adapter.state is not AdapterState.READY:
+            raise not_ready(adapter.record)
+        return adapter
+
+    def _version_is_ready(self, version: str) -> bool:
+        found = self._registry.of_version(version)
+        return found is not None and found.state is AdapterState.READY
+
+    async def _until_settled(self, adapter: Adapter) -> None:
+        """Waits for an adapter that was served before and is coming back."""
+        with self._registry.news() as news:
+            while adapter.state not in SETTLED:
+                news.clear()
+                await news.wait()
+
+    def _residence(self, base_model: str) -> tuple[str, Residence]:
+        known = list(self._residences)
         name = base_model or next(iter(known), "")
-        engine = self._engines.get(name)
-        if engine is None:
+        residence = self._residences.get(name)
+        if residence is None:
             raise model_not_found(name, known)
-        return name, engine
+        return name, residence
 
-    def _same(self, present: Adapter, source: str, base_model: str) -> AdapterRecord:
-        record = self._registry.picture(present)
-        if present.state is AdapterState.DRAINING:
-            raise not_ready(record)
-        if (record.source, record.base_model) != (source, base_model):
+    def _check_room(self, name: str) -> None:
+        if self._closed:
+            raise ArgosyError(Reason.DRAINING, "the server is shutting down; retry on another one", retry_after_s=1.0)
+        present = self._registry.find(name)
+        if present is not None and present.state is AdapterState.DRAINING:
+            raise not_ready(self._registry.picture(present))
+        waiting = sum(life.adapter.state is not AdapterState.READY for life in self._lives.values())
+        if waiting >= _MAX_WAITING and (present is None or present.state in FINAL):
             raise ArgosyError(
-                Reason.ADAPTER_EXISTS,
-                f"adapter '{record.name}' is loaded from {record.source} for {record.base_model}; "
-                "unload it first or choose another name",
-                adapter=record.name,
+                Reason.QUEUE_FULL,
+                f"{waiting} adapters are being loaded or unloaded, at most {_MAX_WAITING} may; retry later",
+                retry_after_s=5.0,
+                limit=_MAX_WAITING,
+                value=waiting,
             )
-        return record
 
-    async def _follow(self, life: Life) -> None:
-        """The whole life of one adapter."""
-        failure: Failure | None = None
+    def _take_up(self, wanted: Wanted) -> Adapter:
+        """Begins to bring up what is wanted, unless that was begun or its name is still another one's."""
+        present = self._registry.find(wanted.name)
+        if present is not None and present.state not in FINAL:
+            return present
+        residence = self._residences[wanted.base_model]
+        adapter = self._registry.accept(wanted, lambda: residence.tier(wanted.key))
+        if wanted.failure is not None:
+            self._registry.move(adapter, AdapterState.FAILED, failure=wanted.failure)
+            return adapter
+        life = Life(adapter, residence, wanted)
+        self._lives[adapter.key] = life
+        life.task = asyncio.create_task(self._carry(life), name=f"adapter {adapter.key}")
+        return adapter
+
+    async def _carry(self, life: Life) -> None:
         try:
-            await self._bring_up(life)
-            await life.until_leaving()
-            await self._drain(life)
-        except (Leaving, FetchCancelled):
-            log.info("adapter unloaded before it was ready", adapter=life.adapter.key)
-        except ArgosyError as error:
-            failure = failure_of(error)
-        except Exception:
-            failure = self._internal(life)
-        # Once an adapter is unwanted, only what could not be freed is still a failure.
-        failure = await self._take_down(life) or (None if life.leaving else failure)
-        del self._lives[life.adapter.key]
-        final = AdapterState.UNLOADED if failure is None else AdapterState.FAILED
-        self._move(life, final, failure=failure, size_bytes=0)
+            await self._carrier.follow(life)
+        finally:
+            del self._lives[life.adapter.key]
 
-    async def _bring_up(self, life: Life) -> None:
-        with self._line.place(life):
-            await life.until_turn()
-            self._move(life, AdapterState.FETCHING)
-            copy = life.copy = await self._read(self._cache.new_directory)
-            await self._read(lambda: self._sources.fetch(life.source, copy, life.cancelled))
-            life.check_wanted()
-            self._move(life, AdapterState.VALIDATING)
-            weights = await self._read(lambda: life.engine.read_adapter(copy))
-            life.check_wanted()
-            about = {"version": weights.version, "rank": weights.rank, "target_modules": weights.target_modules}
-            self._move(life, AdapterState.LOADING, **about)
-            await self._put_in(life, weights)
-            life.check_wanted()
-        self._move(life, AdapterState.READY, size_bytes=weights.size_bytes)
-        metrics.ADAPTER_LOAD_SECONDS.observe(time.monotonic() - life.accepted)
-
-    async def _read(self, function: Callable[[], T]) -> T:
-        """The result of a function that reads or makes files of adapters that come."""
-        return await _to_end(asyncio.get_running_loop().run_in_executor(self._readers, function))
-
-    async def _put_in(self, life: Life, weights: AdapterWeights) -> None:
-        # Only an ArgosyError says that the engine did not take it; after any other one it is taken out again.
-        life.in_engine = True
-        try:
-            await _in_engine(life.engine.load_adapter(life.adapter.key, weights))
-        except ArgosyError:
-            life.in_engine = False
-            raise
-
-    async def _drain(self, life: Life) -> None:
-        if await life.until_unused():
-            return
-        for ticket in list(life.adapter.tickets):
+    async def _follow_the_store(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
             try:
-                ticket.on_revoke()
+                await self._look()
+            except ArgosyError as error:
+                log.warning("the store cannot be followed", cause=error.message)
             except Exception:
-                log.exception("a lease could not be revoked", adapter=life.adapter.key)
-        if not await life.until_unused(_REVOKE_GRACE_S):
-            log.warning("adapter taken from its users", adapter=life.adapter.key, leases=len(life.adapter.tickets))
+                log.exception("the store cannot be followed")
 
-    async def _take_down(self, life: Life) -> Failure | None:
-        """Frees everything that an adapter holds. A failure says what could not be freed."""
-        failure: Failure | None = None
-        copy = life.copy
-        if life.in_engine:
-            failure = await self._attempt(life, lambda: _in_engine(life.engine.unload_adapter(life.adapter.key)))
-        if copy is not None:
-            failure = await self._attempt(life, lambda: _to_end(asyncio.to_thread(self._cache.remove, copy))) or failure
-        return failure
+    async def _look(self) -> None:
+        async with self._sync:
+            if self._picture is None or self._picture.change != await self._store.change():
+                self._picture = await self._store.picture()
+            self._apply(self._picture)
 
-    async def _attempt(self, life: Life, step: Callable[[], Awaitable[None]]) -> Failure | None:
-        try:
-            await step()
-        except ArgosyError as error:
-            return failure_of(error)
-        except Exception:
-            return self._internal(life)
-        return None
+    def _apply(self, picture: Picture) -> None:
+        """Brings this replica towards what should be."""
+        wanted = {each.number: each for each in picture.wanted if each.base_model in self._residences}
+        drains = {each.number: each.drain_s for each in picture.leaving}
+        for life in list(self._lives.values()):
+            number = life.wanted.number
+            if number not in wanted and not life.leaving:
+                self._carrier.dismiss(life, drains.get(number, DEFAULT_DRAIN_S))
+        for each in wanted.values():
+            present = self._registry.find(each.name)
+            if present is None or present.wanted.number != each.number:
+                self._take_up(each)
+        self._aliases.take_over(picture.aliases, self._version_is_ready)
 
-    def _move(self, life: Life, state: AdapterState, **facts: object) -> None:
-        self._registry.move(life.adapter, state, **facts)
-        failure = life.adapter.record.failure
-        log.info("adapter", adapter=life.adapter.key, state=state.value, failure=failure and failure.message)
-
-    def _internal(self, life: Life) -> Failure:
-        log.exception("internal error", adapter=life.adapter.key)
-        return Failure(
-            str(Reason.INTERNAL),
-            f"internal error while the adapter was {life.adapter.state.value}; the server's log has the cause under "
-            f"'{life.adapter.key}'",
-        )
+    async def _change_alias(self, change: Awaitable[AliasRecord]) -> AliasRecord:
+        async with self._sync:
+            record = await change
+            self._picture = await self._store.picture()
+            self._apply(self._picture)
+            return record
 
 
-async def _in_engine(future: Future[None]) -> None:
-    """Waits for a step of an engine, which is never cancelled."""
-    await _to_end(asyncio.wrap_future(future), patience_s=_ENGINE_PATIENCE_S)
+def _operation(tenant: str, request_id: str, what: str) -> Operation | None:
+    return Operation(tenant, request_id, what) if request_id else None
 
 
-async def _to_end(work: Awaitable[T], *, patience_s: float | None = None) -> T:
-    """The result of what cannot be cancelled: who is cancelled meanwhile still waits for its end."""
-    work = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work}, timeout=patience_s)
-        if work.done() and not work.cancelled():
-            work.exception()  # looked at, so that asyncio does not report it as forgotten
-        raise
+def _check_alias(alias: str) -> None:
+    if not _ALIAS.fullmatch(alias):
+        raise invalid_field("alias", f"must be {_ALIAS_FORM}", limit=_ALIAS_FORM, value=alias)
+
+
+def _check_weights(targets: Mapping[str, int]) -> None:
+    if not 1 <= len(targets) <= MAX_TARGETS:
+        raise invalid_field("targets", "must be some", limit=f"1 to {MAX_TARGETS}", value=len(targets))
+    for weight in targets.values():
+        if not 0 <= weight <= _MAX_WEIGHT:
+            raise invalid_field("weight", "is out of range", limit=f"0 to {_MAX_WEIGHT}", value=weight)
+    if not any(targets.values()):
+        raise invalid_field("targets", "have no weight", limit="one weight above 0", value=0)

@@ -7,11 +7,12 @@ check and the copy, or after it, cannot lead anywhere else nor change what was l
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from argosy_services.errors import ArgosyError, Reason
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-_SCHEME = "file://"
+SCHEME = "file://"
 _MAX_LENGTH = 4_096
 _CHUNK_BYTES = 1 << 20
 # Percent-encoding, queries, fragments, backslashes and control characters: everything that readers of URIs disagree on.
@@ -56,12 +57,12 @@ class AdapterSources:
         try:
             real = path.resolve()
         except (OSError, RuntimeError) as error:
-            raise _refused(source, "leads through links that end nowhere") from error
+            raise refused(source, "leads through links that end nowhere") from error
         for root in self._roots:
             real_root = root.resolve()
             if real_root in real.parents:
-                return SourceDirectory(_SCHEME + str(path), real_root, real.relative_to(real_root))
-        raise _refused(
+                return SourceDirectory(SCHEME + str(path), real_root, real.relative_to(real_root))
+        raise refused(
             source,
             "is not below one of the server's adapter roots; put the adapter there, or have the operator add its place "
             "to the setting adapters.roots",
@@ -76,35 +77,41 @@ class AdapterSources:
             left = self._max_size_bytes
             for name in FILES:
                 with _opened_file(directory, name) as file:
-                    left -= self._copy(file, target / name, left, cancelled)
+                    read = functools.partial(os.read, file)
+                    left -= copy_bounded(read, target / name, left, self._max_size_bytes, cancelled)
 
-    def _copy(self, file: int, target: Path, left: int, cancelled: threading.Event) -> int:
-        # Bytes are counted as they come: the size that a file had when it was opened binds nobody.
-        copied = 0
-        with target.open("xb") as out:
-            while chunk := os.read(file, _CHUNK_BYTES):
-                if cancelled.is_set():
-                    raise FetchCancelled
-                copied += len(chunk)
-                if copied > left:
-                    raise _invalid(f"the adapter has more than {self._max_size_bytes} bytes, the largest that is taken")
-                out.write(chunk)
-        return copied
+
+def copy_bounded(read: Callable[[int], bytes], target: Path, left: int, limit: int, cancelled: threading.Event) -> int:
+    """Writes what `read` gives into a new file, at most `left` bytes of a whole of `limit`; returns how many it were.
+
+    Bytes are counted as they come: the size that a file had when it was opened binds nobody. Raises ADAPTER_INVALID
+    and FetchCancelled.
+    """
+    copied = 0
+    with target.open("xb") as out:
+        while chunk := read(_CHUNK_BYTES):
+            if cancelled.is_set():
+                raise FetchCancelled
+            copied += len(chunk)
+            if copied > left:
+                raise invalid_adapter(f"the adapter has more than {limit} bytes, the largest that is taken")
+            out.write(chunk)
+    return copied
 
 
 def _path_of(source: str) -> Path:
     if len(source) > _MAX_LENGTH:
-        raise _refused(source, f"has {len(source)} characters, at most {_MAX_LENGTH} are accepted")
-    if not source.startswith(_SCHEME):
-        raise _refused(source, "is not supported: write file:// and an absolute directory")
-    text = source.removeprefix(_SCHEME)
+        raise refused(source, f"has {len(source)} characters, at most {_MAX_LENGTH} are accepted")
+    if not source.startswith(SCHEME):
+        raise refused(source, "is not supported: write file:// and an absolute directory, or push the adapter")
+    text = source.removeprefix(SCHEME)
     if not text.startswith("/"):
-        raise _refused(source, "names a host or a relative path: write file:/// and an absolute directory")
+        raise refused(source, "names a host or a relative path: write file:/// and an absolute directory")
     if _REFUSED_CHARACTERS.search(text):
-        raise _refused(source, "holds %, ?, #, a backslash or a control character; write the directory as it is")
+        raise refused(source, "holds %, ?, #, a backslash or a control character; write the directory as it is")
     parts = text.removeprefix("/").removesuffix("/").split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise _refused(source, "holds an empty part, '.' or '..'; write the directory without them")
+        raise refused(source, "holds an empty part, '.' or '..'; write the directory without them")
     return Path("/", *parts)
 
 
@@ -120,7 +127,7 @@ def _opened(source: SourceDirectory) -> Iterator[int]:
                 handle = os.open(part, flags, dir_fd=handle)
                 stack.callback(os.close, handle)
         except OSError as error:
-            raise _invalid(f"the directory {source.uri} cannot be opened: {error.strerror}") from error
+            raise invalid_adapter(f"the directory {source.uri} cannot be opened: {error.strerror}") from error
         yield handle
 
 
@@ -133,10 +140,12 @@ def _opened_file(directory: int, name: str) -> Iterator[int]:
     except FileNotFoundError as error:
         raise _missing(directory, name) from error
     except OSError as error:
-        raise _invalid(f"{name} cannot be opened ({error.strerror}); links are not followed, copy the file") from error
+        raise invalid_adapter(
+            f"{name} cannot be opened ({error.strerror}); links are not followed, copy the file"
+        ) from error
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise _invalid(f"{name} is not a regular file")
+            raise invalid_adapter(f"{name} is not a regular file")
         yield file
     finally:
         os.close(file)
@@ -145,17 +154,19 @@ def _opened_file(directory: int, name: str) -> Iterator[int]:
 def _missing(directory: int, name: str) -> ArgosyError:
     pickles = [entry for entry in _PICKLES if entry in os.listdir(directory)]
     if pickles and name == FILES[1]:
-        return _invalid(
+        return invalid_adapter(
             f"{pickles[0]} is a pickle, which can run code and is never opened; save the adapter as {name} "
             "(save_pretrained with safe_serialization, the default of PEFT)"
         )
-    return _invalid(f"{name} is missing; an adapter is the two files {FILES[0]} and {FILES[1]}")
+    return invalid_adapter(f"{name} is missing; an adapter is the two files {FILES[0]} and {FILES[1]}")
 
 
-def _invalid(problem: str) -> ArgosyError:
+def invalid_adapter(problem: str) -> ArgosyError:
+    """The files of an adapter cannot be served."""
     return ArgosyError(Reason.ADAPTER_INVALID, problem, detail=problem)
 
 
-def _refused(source: str, problem: str) -> ArgosyError:
+def refused(source: str, problem: str) -> ArgosyError:
+    """A source is not accepted: `problem` completes the sentence "source ..."."""
     shown = source if len(source) <= 200 else source[:197] + "..."
     return ArgosyError(Reason.SOURCE_REFUSED, f"source {shown!r} {problem}", field="source", value=source)

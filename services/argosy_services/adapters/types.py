@@ -20,9 +20,18 @@ class AdapterState(enum.Enum):
     FAILED = "failed"
 
 
+class AdapterTier(enum.Enum):
+    """Where the weights of an adapter are."""
+
+    SLOT = "slot"
+    MEMORY = "memory"
+    DISK = "disk"
+
+
 # Nothing follows a final state but a new adapter of the same name. A settled one lasts until somebody acts.
 FINAL = frozenset({AdapterState.UNLOADED, AdapterState.FAILED})
 SETTLED = FINAL | {AdapterState.READY}
+COMING = frozenset({AdapterState.PENDING, AdapterState.FETCHING, AdapterState.VALIDATING, AdapterState.LOADING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,27 @@ class AdapterRecord:
     target_modules: tuple[str, ...] = ()
     size_bytes: int = 0
     active_leases: int = 0
+    pinned: bool = False
+    tier: AdapterTier | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AliasTarget:
+    """A version that an alias points at; `weight` is its share of the requests, relative to the others'."""
+
+    version: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """What an alias means. `parent` is the revision before it; None: there was none."""
+
+    name: str
+    revision: int
+    targets: tuple[AliasTarget, ...]
+    created: datetime
+    parent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

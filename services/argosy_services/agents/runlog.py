@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
+from argosy_services import tracing
 from argosy_services.agents.memory import Answer, Observation, ToolRequest
 from argosy_services.agents.store import RunStore
 from argosy_services.agents.types import (
@@ -68,7 +69,8 @@ class RunLog:
         """
         writing = asyncio.ensure_future(self._record(event, key))
         writing.add_done_callback(_note_failure)
-        await asyncio.shield(writing)
+        with tracing.span("write down"):
+            await asyncio.shield(writing)
 
     async def _record(self, event: Event, key: str) -> None:
         async with self._writing:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
+from argosy_services import tracing
 from argosy_services.agents import limits
 from argosy_services.agents.budget import Meter
 from argosy_services.agents.ports import ChatModel, Embedder
@@ -110,7 +111,8 @@ class AgentsService:
         )
         with _Place(self):
             now = time.time()
-            await self._store.create(RunInfo(run_id, RunState.RUNNING, spec, now, now), tenant)
+            with tracing.span("write down"):
+                await self._store.create(RunInfo(run_id, RunState.RUNNING, spec, now, now), tenant)
             await run_log.record(started)
             live = self._begin(context)
         async with aclosing(self._attached(live, 0, detached=detached, stopping=stopping)) as events:

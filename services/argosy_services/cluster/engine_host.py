@@ -23,10 +23,16 @@ log = structlog.get_logger("argosy.cluster")
 class EngineHost:
     """Shares an engine's outputs out among gateways. Lives on one event loop."""
 
-    def __init__(self, engine: Engine, load_adapter: Callable[[str], Awaitable[None]]) -> None:
-        """`load_adapter` is awaited before a sequence that needs the adapter is given to the engine."""
+    def __init__(
+        self, engine: Engine, acquire: Callable[[str], Awaitable[None]], release: Callable[[str], None]
+    ) -> None:
+        """`acquire` is awaited before a sequence that needs an adapter is given to the engine, `release` called when it
+        has ended.
+        """
         self.engine = engine
-        self._load_adapter = load_adapter
+        self._acquire = acquire
+        self._release = release
+        self._held: dict[str, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._outboxes: set[_Outbox] = set()
@@ -84,10 +90,11 @@ class EngineHost:
 
     async def _load_and_submit(self, request: Request, adapter: str) -> None:
         try:
-            await self._load_adapter(adapter)
+            await self._acquire(adapter)
         except Exception as error:
             self._refuse(request, error)
         else:
+            self._held[request.id] = adapter
             self._submit(request)
         finally:
             self._loading.pop(request.id, None)
@@ -117,6 +124,8 @@ class EngineHost:
     def _end(self, request_id: str) -> _Outbox | None:
         """A sequence is over; returns whose it was."""
         outbox = self._owners.pop(request_id, None)
+        if (adapter := self._held.pop(request_id, None)) is not None:
+            self._release(adapter)
         if not self._owners:
             self._idle.set()
         return outbox

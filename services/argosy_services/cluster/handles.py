@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,11 @@ import structlog
 from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from argosy_services import tracing
+from argosy_services.adapters.types import AdapterTier
 from argosy_services.cluster.remote_engine import ReplicaLost
 from argosy_services.engine.base import AdapterWeights, Grammar
 from argosy_services.errors import ArgosyError, Reason, model_not_found
@@ -34,6 +35,7 @@ log = structlog.get_logger("argosy.cluster")
 T = TypeVar("T")
 
 ENGINE = "Engine"
+_ABSENT_S = 1.0
 
 
 def engines() -> DeploymentHandle:
@@ -48,9 +50,8 @@ def service(area: str) -> DeploymentHandle:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What a replica read of an adapter; `directory` is where every replica finds its files."""
+    """What a replica read of an adapter (`engine.base.AdapterWeights`)."""
 
-    directory: str
     version: str
     rank: int
     target_modules: tuple[str, ...]
@@ -91,45 +92,54 @@ class HandleEngine:
             return await self._handle.check_grammar.remote(grammar)
 
 
-class FleetAdapters:
-    """`engine.base.AdapterHost` that loads and unloads on every engine replica. Lives on one event loop.
+@dataclass(frozen=True, slots=True)
+class KnownAdapter:
+    """What an engine needs to load an adapter by itself."""
 
-    `resident` says what replicas that come later must load before they are ready.
+    directory: str
+    pinned: bool
+
+
+class FleetAdapters:
+    """`adapters.residence.Residence` over all engine replicas, each of which has tiers of its own.
+
+    `known` says which adapters a replica may be asked for. Lives on one event loop.
     """
 
-    def __init__(self, handle: Callable[[], DeploymentHandle], loop: asyncio.AbstractEventLoop) -> None:
-        self.resident: dict[str, str] = {}
+    def __init__(self, handle: Callable[[], DeploymentHandle]) -> None:
+        self.known: dict[str, KnownAdapter] = {}
         self._handle = handle
-        self._loop = loop
 
-    def read_adapter(self, directory: Path) -> AdapterWeights:
-        """Has one replica read and check an adapter; for threads other than the event loop's."""
-        return _value(asyncio.run_coroutine_threadsafe(self._read(directory), self._loop).result())
+    async def read(self, directory: Path) -> AdapterWeights:
+        """Has one replica read and check an adapter, as soon as there is one."""
+        while True:
+            try:
+                return _value(await self._handle().read_adapter.remote(str(directory)))
+            except RayServeException:
+                # The generation application is not there yet: a fleet starts with the adapters of the one before.
+                await asyncio.sleep(_ABSENT_S)
 
-    def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
-        """Loads on all replicas; done when every one has it."""
-        if not isinstance(weights, AdapterFacts):
-            raise TypeError(f"these weights were read by another engine: {type(weights).__name__}")
-        return asyncio.run_coroutine_threadsafe(self._load(key, weights.directory), self._loop)
-
-    def unload_adapter(self, key: str) -> Future[None]:
-        """Unloads on all replicas."""
-        return asyncio.run_coroutine_threadsafe(self._unload(key), self._loop)
-
-    async def _read(self, directory: Path) -> AdapterFacts | ArgosyError:
-        return await self._handle().read_adapter.remote(str(directory))
-
-    async def _load(self, key: str, directory: str) -> None:
+    async def add(self, key: str, directory: Path, weights: AdapterWeights | None = None, *, pinned: bool) -> None:
+        """Has all replicas take an adapter in; done when every one has it."""
         # Noted before it is sent: a replica that starts meanwhile finds it in one way or the other.
-        self.resident[key] = directory
-        errors = await self._tell("load_adapter", key, directory)
+        known = self.known[key] = KnownAdapter(str(directory), pinned)
+        errors = await self._tell("load_adapter", key, known)
         if errors:
-            del self.resident[key]
-            await self._tell("unload_adapter", key)
+            await self.remove(key)
             raise errors[0]
 
-    async def _unload(self, key: str) -> None:
-        self.resident.pop(key, None)
+    def tier(self, key: str) -> AdapterTier | None:
+        """Each engine has its own."""
+        return None
+
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[None]:
+        """Nothing to do here: the engine that is given a sequence holds its adapter."""
+        yield
+
+    async def remove(self, key: str) -> None:
+        """Has all replicas let an adapter go."""
+        self.known.pop(key, None)
         errors = await self._tell("unload_adapter", key)
         if errors:
             raise errors[0]
@@ -145,9 +155,9 @@ class HandleLeases:
     """
 
     @asynccontextmanager
-    async def lease(self, name: str, on_revoke: Callable[[], None]) -> AsyncIterator[Lease]:
+    async def lease(self, name: str, on_revoke: Callable[[], None], sticky_key: str = "") -> AsyncIterator[Lease]:
         """A lease for the length of an `async with` block; see `AdapterLeases`."""
-        held: Any = service("adapters").options(stream=True).hold.remote(name)
+        held: Any = service("adapters").options(stream=True).hold.remote(name, sticky_key)
         try:
             lease = _value(await anext(held))
             revoked = asyncio.create_task(_when_revoked(held, on_revoke), name=f"lease {lease.key}")
@@ -220,13 +230,13 @@ class HandleEmbedder:
         return _value(await service("embeddings").vectors.remote(list(texts)))
 
 
-async def resident_adapters() -> dict[str, str]:
-    """Adapters that a new engine replica must hold, and where; none before there is an adapters service."""
+async def known_adapters() -> dict[str, KnownAdapter]:
+    """Adapters that an engine replica may be asked for; none before there is an adapters service."""
     if "adapters" not in await asyncio.to_thread(lambda: serve.status().applications):
         return {}
     with suppress(RayActorError):
-        return await service("adapters").resident.remote()
-    raise ArgosyError(Reason.STARTING, "the adapters service cannot be asked which adapters to load", retry_after_s=1.0)
+        return await service("adapters").known.remote()
+    raise ArgosyError(Reason.STARTING, "the adapters service cannot be asked for its adapters", retry_after_s=1.0)
 
 
 def _value(answer: T | ArgosyError) -> T:

@@ -41,7 +41,10 @@ def environment(settings: Settings) -> dict[str, str]:
     """Variables that every Ray process of the fleet must be started with."""
     cluster = settings.cluster
     profile = _PRODUCTION if cluster.profile == "production" else _SMALL
+    dsn = settings.database.dsn.get_secret_value()
     return {
+        # Not part of the configuration, which everybody may read.
+        **({"ARGOSY_DATABASE__DSN": dsn} if dsn else {}),
         **profile,
         # Ray starts its workers at 15, behind whatever else runs on the machine, and callers wait for them.
         "RAY_worker_niceness": "0",

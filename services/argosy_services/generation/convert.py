@@ -50,6 +50,7 @@ def read_spec(given: generation_pb2.GenerationSpec) -> GenerationSpec:
         prompt=_read_prompt(given),
         model=given.model,
         adapter=given.adapter,
+        adapter_sticky_key=given.adapter_sticky_key,
         options=_read_options(given.sampling),
         form=_read_form(given.structured_output) if given.HasField("structured_output") else None,
         tokenizer_fingerprint=given.tokenizer_fingerprint,

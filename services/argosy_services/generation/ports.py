@@ -25,11 +25,15 @@ class Lease:
 class AdapterLeases(Protocol):
     """Gives leases. Filled by the adapter registry."""
 
-    def lease(self, name: str, on_revoke: Callable[[], None]) -> AbstractAsyncContextManager[Lease]:
-        """A lease for the length of an `async with` block.
+    def lease(
+        self, name: str, on_revoke: Callable[[], None], sticky_key: str = ""
+    ) -> AbstractAsyncContextManager[Lease]:
+        """A lease for the length of an `async with` block. An adapter that is not in an engine is put there first.
 
-        Raises ADAPTER_NOT_FOUND or ADAPTER_NOT_READY. `on_revoke` is called, on the event loop's thread, when the
-        adapter must leave and its drain deadline has passed: the holder then ends its sequences with ADAPTER_NOT_READY.
+        `name` is that of an adapter, a version, or an alias; requests with one `sticky_key` get the same version of an
+        alias. Raises ADAPTER_NOT_FOUND, ALIAS_NOT_FOUND or ADAPTER_NOT_READY. `on_revoke` is called, on the event
+        loop's thread, when the adapter must leave and its drain deadline has passed: the holder then ends its sequences
+        with ADAPTER_NOT_READY.
         """
         ...
 

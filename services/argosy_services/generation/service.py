@@ -96,7 +96,6 @@ class GenerationService:
             tokenizer_fingerprint=served.tokenizer.fingerprint,
             model_fingerprint=served.local.fingerprint,
             is_default=served.local.name == self._default,
-            announces_tools=served.tokenizer.announces_tools,
         )
 
     async def stream(
@@ -115,7 +114,7 @@ class GenerationService:
             # What may end by a stop string is looked at at once: the engine would go on behind its end.
             interval_s = 0.0 if spec.options.stop else self._stream_interval_s
             run = self._bridges[served.local.name].run(deadline, interval_s=interval_s)
-            async with self._lease(spec.adapter, run, account) as lease:
+            async with self._lease(spec.adapter, spec.adapter_sticky_key, run, account) as lease:
                 with run:
                     account.follows(run.progress, job.prompt_tokens)
                     for request in job.requests:
@@ -157,7 +156,7 @@ class GenerationService:
             account.planned(time.monotonic() - account.arrived)
             run = self._bridges[served.local.name].run(deadline)
             sequence_id = self._sequence_id(request_id)
-            async with self._lease(spec.adapter, run, account) as lease:
+            async with self._lease(spec.adapter, "", run, account) as lease:
                 with run:
                     account.follows(run.progress)
                     requests = [
@@ -205,13 +204,13 @@ class GenerationService:
         return f"{request_id}-{next(self._numbers)}"
 
     @asynccontextmanager
-    async def _lease(self, adapter: str, run: Run, account: Account) -> AsyncIterator[Lease | None]:
+    async def _lease(self, adapter: str, sticky_key: str, run: Run, account: Account) -> AsyncIterator[Lease | None]:
         if not adapter:
             yield None
             return
         async with AsyncExitStack() as held:
             with tracing.span("wait for adapter", {"argosy.adapter": adapter}), account.waiting_for_adapter():
-                taking = self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter)))
+                taking = self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter)), sticky_key)
                 lease = await held.enter_async_context(taking)
             account.leased(lease)
             yield lease

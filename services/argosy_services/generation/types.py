@@ -66,6 +66,7 @@ class GenerationSpec:
     prompt: Prompt
     model: str = ""
     adapter: str = ""
+    adapter_sticky_key: str = ""
     options: Options = Options()
     form: Grammar | TextChoice | None = None
     tokenizer_fingerprint: str = ""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
@@ -36,6 +36,8 @@ _RETRY_AFTER_S = 2.0
 # PostgreSQL's serialization_failure and deadlock_detected.
 _LOST_RACES = frozenset({"40001", "40P01"})
 _WRITES = "argosy_writes"
+# Any number, the same in all processes: who holds it makes tables.
+_LOCK = 7_301_988_442
 
 
 class Database:
@@ -62,6 +64,19 @@ class Database:
     def transact(self, work: Work[T]) -> T:
         """`write` for a thread that may block."""
         return self._do(work, True)
+
+    def alone(self, work: Work[T]) -> T:
+        """`transact` for work that makes tables: only one process is about such work at any time."""
+        if not self.shared:
+            return self._do(work, True)
+        # A serializable transaction would not see what was done while it waited for the lock.
+        engine = self._engine.execution_options(isolation_level="READ COMMITTED")
+        try:
+            with engine.begin() as connection:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+                return work(connection)
+        except DBAPIError as error:
+            raise _unavailable(error) from error
 
     def close(self) -> None:
         """Waits for what runs and closes the connections. Blocks."""

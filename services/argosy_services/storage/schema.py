@@ -10,8 +10,6 @@ from sqlalchemy import Connection, text
 
 from argosy_services.storage.database import Database
 
-# Any number, the same in all processes: who holds it makes tables.
-_LOCK = 7_301_988_442
 _VERSIONS = """
 CREATE TABLE IF NOT EXISTS argosy_schema (
   area TEXT NOT NULL, version INTEGER NOT NULL, applied TEXT NOT NULL, PRIMARY KEY (area, version)
@@ -42,13 +40,11 @@ def migrate(database: Database, schema: Schema) -> None:
 
     Raises SchemaTooNewError and STORE_UNAVAILABLE.
     """
-    database.transact(lambda connection: _migrate(connection, schema))
+    database.alone(lambda connection: _migrate(connection, schema))
 
 
 def _migrate(connection: Connection, schema: Schema) -> None:
     dialect = connection.dialect.name
-    if dialect == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     connection.execute(text(_VERSIONS))
     done = connection.execute(
         text("SELECT COALESCE(MAX(version), 0) FROM argosy_schema WHERE area = :area"), {"area": schema.area}

@@ -14,12 +14,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from argosy_services.adapters.service import AdaptersService
+from argosy_services.adapters.tiers import AdapterTiers
 from argosy_services.adapters.types import AdapterRecord, AdapterState
 from argosy_services.engine.base import Engine, Finish, Request, Sampling, StepOutput
 from argosy_services.engine.factory import create_engine
 from argosy_services.errors import Reason
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import GenerationSettings
+from argosy_services.storage.database import Database
 
 # PEFT asks transformers for a property that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -82,8 +84,9 @@ def root(smollm2: LocalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     narrow = AutoConfig.from_pretrained(
         smollm2.path, hidden_size=config.hidden_size // 2, num_attention_heads=3, num_key_value_heads=1
     )
-    for name, model_config in {"one": config, "two": config, "three": config, "narrow": narrow}.items():
-        torch.manual_seed(len(name))
+    models = {"one": config, "two": config, "three": config, "narrow": narrow}
+    for seed, (name, model_config) in enumerate(models.items()):
+        torch.manual_seed(seed)
         with torch.device("meta"):  # only the shapes of the base model matter here
             base = AutoModelForCausalLM.from_config(model_config)
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), low_cpu_mem_usage=False)
@@ -94,14 +97,20 @@ def root(smollm2: LocalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def service(running: Running, root: Path, tmp_path: Path) -> AsyncIterator[AdaptersService]:
-    service = AdaptersService({"smol": running.engine}, [root], 1 << 26, tmp_path / "cache")
-    service.start()
+    database = Database(f"sqlite:///{tmp_path / 'argosy.db'}")
+    tiers = AdapterTiers(running.engine, slots=2, memory_bytes=1 << 26)
+    service = AdaptersService(
+        {"smol": tiers}, database, roots=[root], max_size_bytes=1 << 26, directory=tmp_path / "cache"
+    )
+    await service.start()
     yield service
     for record in service.records():
-        service.unload(record.name, 0)
+        await service.unload(record.name, 0)
         await settled(service, record.name)
     await service.close()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache").rglob("adapter_*")) == []
+    tiers.close()
+    database.close()
 
 
 async def settled(service: AdaptersService, name: str) -> AdapterRecord:
@@ -120,14 +129,14 @@ async def test_loading_and_unloading_changes_nothing_for_those_who_run(
 ) -> None:
     alone = await running.answer("alone", tokens=48)
     assert (await load(service, root, "one")).state is S.READY
-    with service.lease("one", lambda: None) as lease:
+    async with service.lease("one", lambda: None) as lease:
         tuned = await running.answer("tuned alone", adapter=lease.key, tokens=32)
         assert tuned[:12] != alone[:12]
         running.submit("base", tokens=48)
         running.submit("tuned", adapter=lease.key, tokens=32)
         for _ in range(4):
             assert (await load(service, root, "two")).state is S.READY
-            service.unload("two", 0)
+            await service.unload("two", 0)
             assert (await settled(service, "two")).state is S.UNLOADED
         await running.until(lambda: {"base", "tuned"} <= running.finished.keys())
     assert running.tokens["base"] == alone
@@ -138,9 +147,9 @@ async def test_a_drained_adapter_leaves_after_its_last_user(
     running: Running, service: AdaptersService, root: Path
 ) -> None:
     await load(service, root, "one")
-    with service.lease("one", lambda: None) as lease:
+    async with service.lease("one", lambda: None) as lease:
         running.submit("last", adapter=lease.key, tokens=48)
-        service.unload("one", 60)
+        await service.unload("one", 60)
         await running.until(lambda: "last" in running.finished)
         assert running.engine.stats().adapters == 1
     assert (await settled(service, "one")).state is S.UNLOADED
@@ -150,13 +159,13 @@ async def test_a_drained_adapter_leaves_after_its_last_user(
 async def test_a_user_that_does_not_leave_is_ended_and_only_that_one(
     running: Running, service: AdaptersService, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("argosy_services.adapters.service._REVOKE_GRACE_S", 0.05)
+    monkeypatch.setattr("argosy_services.adapters.carrier._REVOKE_GRACE_S", 0.05)
     await load(service, root, "one")
-    with service.lease("one", lambda: None) as lease:
+    async with service.lease("one", lambda: None) as lease:
         running.submit("stubborn", adapter=lease.key, tokens=1_000)
         running.submit("other", tokens=48)
         await running.until(lambda: bool(running.tokens["stubborn"]))
-        service.unload("one", 0)
+        await service.unload("one", 0)
         assert (await settled(service, "one")).state is S.UNLOADED
     await running.until(lambda: {"stubborn", "other"} <= running.finished.keys())
     error = running.finished["stubborn"].error
@@ -165,16 +174,23 @@ async def test_a_user_that_does_not_leave_is_ended_and_only_that_one(
     assert running.finished["other"].finish is Finish.LENGTH
 
 
-async def test_an_adapter_without_a_slot_fails_and_has_one_later(service: AdaptersService, root: Path) -> None:
-    for name in ("one", "two"):
+async def test_more_adapters_than_slots_answer_as_each_one_alone(
+    running: Running, service: AdaptersService, root: Path
+) -> None:
+    names = ("one", "two", "three")
+    for name in names:
         assert (await load(service, root, name)).state is S.READY
-    third = await load(service, root, "three")
-    assert third.state is S.FAILED
-    assert third.failure is not None
-    assert third.failure.reason == "ADAPTER_SLOTS_FULL"
-    service.unload("one", 0)
-    await settled(service, "one")
-    assert (await load(service, root, "three")).state is S.READY
+
+    async def ask(name: str, number: int) -> list[int]:
+        async with service.lease(name, lambda: None) as lease:
+            return await running.answer(f"{name} {number}", adapter=lease.key, tokens=8)
+
+    alone = {name: await ask(name, 0) for name in names}
+    assert len({tuple(tokens) for tokens in alone.values()}) == 3
+    asked = [(name, number) for number in range(1, 5) for name in names]
+    answers = await asyncio.gather(*(ask(*each) for each in asked))
+    assert [alone[name] for name, _ in asked] == answers
+    assert running.engine.stats().adapters == 2
 
 
 async def test_an_adapter_of_another_model_is_refused(service: AdaptersService, root: Path) -> None:

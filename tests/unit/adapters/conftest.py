@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from safetensors.torch import save_file
 
 from argosy_services import metrics
 from argosy_services.adapters.service import AdaptersService
+from argosy_services.adapters.tiers import AdapterTiers
 from argosy_services.adapters.types import AdapterState
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
+from argosy_services.storage.database import Database
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (8, 8),
@@ -137,25 +140,51 @@ def adapters_by_state() -> dict[str, float]:
 
 @pytest.fixture
 def nothing_leaks(tmp_path: Path, engine: ScriptedEngine) -> Iterator[None]:
-    """Fails a test that leaves a file, a lease or a count behind."""
+    """Fails a test that leaves a half-copied file, a lease or a count behind."""
     before, leases = adapters_by_state(), metrics.ADAPTER_LEASES.now()
     yield
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache" / "coming").iterdir()) == []
     assert adapters_by_state() == before
     assert metrics.ADAPTER_LEASES.now() == leases
 
 
+Start = Callable[..., AbstractAsyncContextManager[AdaptersService]]
+
+
 @pytest.fixture
-async def service(tmp_path: Path, engine: ScriptedEngine, nothing_leaks: None) -> AsyncIterator[AdaptersService]:
-    """Accepts adapters below the test's directory, for models "small" (the default) and "other"."""
-    service = AdaptersService(
-        {"small": engine, "other": engine},  # type: ignore[dict-item]
-        roots=[tmp_path],
-        max_size_bytes=100_000,
-        cache_dir=tmp_path / "cache",
-    )
-    service.start()
-    yield service
-    engine.may_read.set()
-    engine.release()
-    await service.close()
+def start_service(tmp_path: Path, engine: ScriptedEngine, nothing_leaks: None) -> Start:
+    """Starts services that accept adapters below the test's directory, for models "small" (the default) and "other".
+    All have one database and one cache: those that run together are replicas, those that follow each other restarts.
+    `replica` gives it an engine of its own.
+    """
+
+    @asynccontextmanager
+    async def start(*, replica: bool = False) -> AsyncIterator[AdaptersService]:
+        host = ScriptedEngine() if replica else engine
+        database = Database(f"sqlite:///{tmp_path / 'argosy.db'}")
+        tiers = AdapterTiers(host, slots=16, memory_bytes=1 << 20)  # type: ignore[arg-type]
+        service = AdaptersService(
+            {"small": tiers, "other": tiers},
+            database,
+            roots=[tmp_path],
+            max_size_bytes=100_000,
+            directory=tmp_path / "cache",
+        )
+        await service.start()
+        try:
+            yield service
+        finally:
+            engine.may_read.set()
+            engine.release()
+            await service.close()
+            database.close()
+            tiers.close()
+
+    return start
+
+
+@pytest.fixture
+async def service(start_service: Start) -> AsyncIterator[AdaptersService]:
+    """One such service."""
+    async with start_service() as service:
+        yield service

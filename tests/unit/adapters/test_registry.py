@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from argosy_services.adapters import registry as module
 from argosy_services.adapters.registry import Adapter, AdapterRegistry, IllegalTransitionError, LeaseTicket
+from argosy_services.adapters.store import Wanted
 from argosy_services.adapters.types import FINAL, AdapterState
 from argosy_services.errors import ArgosyError, Reason
 
@@ -35,6 +36,11 @@ def clock() -> datetime:
 
 
 _ticks = itertools.count()
+_numbers = itertools.count(1)
+
+
+def wanted(name: str) -> Wanted:
+    return Wanted(next(_numbers), name, "file:///x", "model", pinned=False)
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -56,9 +62,9 @@ class RegistryMachine(RuleBasedStateMachine):
     def accept(self, name: str) -> None:
         if self.states.get(name, S.FAILED) not in FINAL:
             with pytest.raises(IllegalTransitionError):
-                self.registry.accept(name, "file:///x", "model")
+                self.registry.accept(wanted(name))
             return
-        adapter = self.registry.accept(name, "file:///x", "model")
+        adapter = self.registry.accept(wanted(name))
         assert adapter.key not in self.keys
         self.keys.add(adapter.key)
         self.adapters[name], self.states[name] = adapter, S.PENDING
@@ -97,10 +103,10 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(name=NAMES)
     def lease(self, name: str) -> None:
         if self.states.get(name) is S.READY:
-            self.tickets.append(self.registry.lease(name, lambda: None))
+            self.tickets.append(self.registry.lease(self.adapters[name], lambda: None))
             return
         with pytest.raises(ArgosyError) as caught:
-            self.registry.lease(name, lambda: None)
+            self.registry.lease(self.registry.get(name), lambda: None)
         expected = Reason.ADAPTER_NOT_READY if name in self.states else Reason.ADAPTER_NOT_FOUND
         assert caught.value.reason is expected
 
@@ -136,9 +142,9 @@ def test_every_state_has_its_row() -> None:
 def test_only_the_latest_final_states_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_FINAL", 3)
     registry = AdapterRegistry()
-    live = registry.accept("live", "s", "m")
+    live = registry.accept(wanted("live"))
     for number in range(5):
-        registry.move(registry.accept(f"n{number}", "s", "m"), S.FAILED)
+        registry.move(registry.accept(wanted(f"n{number}")), S.FAILED)
     assert sorted(adapter.name for adapter in registry.adapters()) == ["live", "n2", "n3", "n4"]
     assert registry.find("live") is live
     registry.clear()
@@ -147,7 +153,7 @@ def test_only_the_latest_final_states_are_kept(monkeypatch: pytest.MonkeyPatch) 
 async def test_news_reach_everybody_who_listens_and_nobody_else() -> None:
     registry = AdapterRegistry()
     with registry.news() as first, registry.news() as second:
-        adapter = registry.accept("a", "s", "m")
+        adapter = registry.accept(wanted("a"))
         assert first.is_set()
         assert second.is_set()
         first.clear()

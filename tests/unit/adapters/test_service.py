@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from argosy_services import metrics
+from argosy_services.adapters import carrier, waiting
 from argosy_services.adapters import service as module
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.types import AdapterRecord, AdapterState, SnapshotComplete
@@ -75,13 +76,13 @@ async def test_an_adapter_comes_serves_and_goes(service: AdaptersService, engine
     assert record.revision > accepted.revision
     assert record.updated > record.created == accepted.created
     assert metrics.ADAPTER_LOAD_SECONDS.now().sum > loads
-    with leases.lease("a", no_revoke) as lease:
+    async with leases.lease("a", no_revoke) as lease:
         assert (lease.name, lease.version) == ("a", record.version)
         assert list(engine.inside) == [lease.key]
         assert service.get("a").active_leases == 1
         assert metrics.ADAPTER_LEASES.now() == 1
     assert service.get("a").active_leases == 0
-    assert service.unload("a").state is S.DRAINING
+    assert (await service.unload("a")).state is S.DRAINING
     (gone,) = await settled(service, "a")
     assert (gone.state, gone.size_bytes, gone.version) == (S.UNLOADED, 0, record.version)
     assert engine.inside == {}
@@ -98,7 +99,7 @@ async def test_the_copy_is_kept_while_it_is_loaded_and_independent_of_its_source
     (record,) = await settled(service, "a")
     assert record.state is S.READY
     assert len(list((tmp_path / "cache").rglob("adapter_*"))) == 2
-    service.unload("a")
+    await service.unload("a")
     await settled(service, "a")
     assert list((tmp_path / "cache").rglob("adapter_*")) == []
 
@@ -112,7 +113,7 @@ async def test_loading_again_is_the_same_adapter_until_it_is_final(
     engine.may_read.set()
     (record,) = await settled(service, "a")
     assert await service.load("a", source) == record
-    service.unload("a")
+    await service.unload("a")
     await settled(service, "a")
     again = await service.load("a", source)
     assert again.state is S.PENDING
@@ -189,10 +190,11 @@ async def test_only_a_ready_adapter_is_leased(
     if state in (S.DRAINING, S.UNLOADED):
         await settled(service, "a")
         engine.holding = state is S.DRAINING
-        service.unload("a")
+        await service.unload("a")
     await reaches(service, "a", state)
-    with pytest.raises(ArgosyError) as caught, service.lease("a", no_revoke):
-        pass
+    with pytest.raises(ArgosyError) as caught:
+        async with service.lease("a", no_revoke):
+            pass
     assert caught.value.reason is Reason.ADAPTER_NOT_READY
     assert caught.value.metadata == {"adapter": "a", "state": state.value}
     assert ("all 1 slots are taken" in caught.value.message) == (state is S.FAILED)
@@ -202,23 +204,24 @@ async def test_only_a_ready_adapter_is_leased(
 def hold_copying(monkeypatch: pytest.MonkeyPatch, service: AdaptersService) -> threading.Event:
     """Copying waits for the returned event."""
     may_copy = threading.Event()
-    copy = service._sources.fetch
+    copy = service._carrier.sources.fetch
 
     def fetch(*arguments: Any) -> None:
         assert may_copy.wait(20)
         copy(*arguments)
 
-    monkeypatch.setattr(service._sources, "fetch", fetch)
+    monkeypatch.setattr(service._carrier.sources, "fetch", fetch)
     return may_copy
 
 
 async def test_an_unknown_adapter_is_not_found(service: AdaptersService) -> None:
-    with refused(Reason.ADAPTER_NOT_FOUND), service.lease("nobody", no_revoke):
-        pass
+    with refused(Reason.ADAPTER_NOT_FOUND):
+        async with service.lease("nobody", no_revoke):
+            pass
     with refused(Reason.ADAPTER_NOT_FOUND):
         service.get("nobody")
     with refused(Reason.ADAPTER_NOT_FOUND):
-        service.unload("nobody")
+        await service.unload("nobody")
     with refused(Reason.ADAPTER_NOT_FOUND):
         await anext(service.watch(["nobody"]))
 
@@ -250,7 +253,7 @@ async def test_a_failed_name_can_be_used_again(service: AdaptersService, source:
     await service.load("a", f"file://{tmp_path}/nothing")
     (failed,) = await settled(service, "a")
     assert failed.state is S.FAILED
-    assert service.unload("a") == failed  # nothing to do, and no error
+    assert (await service.unload("a")) == failed  # nothing to do, and no error
     record = await ready(service, source)
     assert record.failure is None
     assert record.source == source
@@ -278,7 +281,7 @@ async def test_a_bug_in_the_background_is_told_without_its_details(
     await service.load("a", source)
     await settled(service, "a")
     if step == "unload":
-        service.unload("a")
+        await service.unload("a")
         await settled(service, "a")
     record = service.get("a")
     assert record.state is S.FAILED
@@ -295,7 +298,7 @@ async def test_an_engine_that_cannot_free_an_adapter_is_told_of(
 ) -> None:
     await ready(service, source)
     engine.unload_error = ArgosyError(Reason.ENGINE_FAILED, "the engine stopped")
-    service.unload("a")
+    await service.unload("a")
     (record,) = await settled(service, "a")
     assert record.state is S.FAILED
     assert record.failure is not None
@@ -311,7 +314,7 @@ async def test_unload_while_it_waits_for_its_turn(
         await service.load(name, source)
     await reaches(service, "b", S.VALIDATING)
     assert [service.get(name).state for name in ("c", "d")] == [S.PENDING, S.PENDING]
-    service.unload("c")
+    await service.unload("c")
     (record,) = await settled(service, "c")  # though the others still hold their turns
     assert record.state is S.UNLOADED
     engine.may_read.set()
@@ -322,10 +325,10 @@ async def test_unload_while_it_waits_for_its_turn(
 async def test_unload_at_once(service: AdaptersService, engine: Any, source: str) -> None:
     """Before the background work took its first step."""
     await service.load("a", source)
-    assert service.unload("a").state is S.DRAINING
+    assert (await service.unload("a")).state is S.DRAINING
     (record,) = await settled(service, "a")
     assert (record.state, record.failure) == (S.UNLOADED, None)
-    assert engine.calls == []
+    assert not engine.inside
 
 
 async def test_unload_while_its_files_are_copied(
@@ -334,13 +337,13 @@ async def test_unload_while_its_files_are_copied(
     may_copy = hold_copying(monkeypatch, service)
     await service.load("a", source)
     await reaches(service, "a", S.FETCHING)
-    service.unload("a")
+    await service.unload("a")
     await asyncio.sleep(0.02)
     assert service.get("a").state is S.DRAINING  # not gone before its thread is
     may_copy.set()
     (record,) = await settled(service, "a")
     assert (record.state, record.failure) == (S.UNLOADED, None)
-    assert engine.calls == []
+    assert not engine.inside
     assert list((tmp_path / "cache").rglob("adapter_*")) == []
 
 
@@ -350,7 +353,7 @@ async def test_unload_while_it_is_validated(service: AdaptersService, engine: An
     engine.read_error = ArgosyError(Reason.ADAPTER_INVALID, "bad") if fails else None
     await service.load("a", source)
     await reaches(service, "a", S.VALIDATING)
-    service.unload("a")
+    await service.unload("a")
     engine.may_read.set()
     (record,) = await settled(service, "a")
     assert (record.state, record.failure) == (S.UNLOADED, None)
@@ -361,7 +364,7 @@ async def test_unload_while_the_engine_takes_it(service: AdaptersService, engine
     engine.holding = True
     await service.load("a", source)
     await reaches(service, "a", S.LOADING)
-    service.unload("a")
+    await service.unload("a")
     await asyncio.sleep(0.02)
     assert service.get("a").state is S.DRAINING
     engine.release()
@@ -373,8 +376,8 @@ async def test_unload_while_the_engine_takes_it(service: AdaptersService, engine
 
 async def test_a_name_that_drains_cannot_be_loaded_yet(service: AdaptersService, engine: Any, source: str) -> None:
     await ready(service, source)
-    with service.lease("a", no_revoke):
-        service.unload("a")
+    async with service.lease("a", no_revoke):
+        await service.unload("a")
         with refused(Reason.ADAPTER_NOT_READY):
             await service.load("a", source)
     await settled(service, "a")
@@ -385,12 +388,13 @@ async def test_draining_waits_for_running_leases_and_admits_none(
     service: AdaptersService, engine: Any, source: str
 ) -> None:
     await ready(service, source)
-    with ExitStack() as first:
-        first.enter_context(service.lease("a", no_revoke))
-        with service.lease("a", no_revoke):
-            service.unload("a", 60)
-            with refused(Reason.ADAPTER_NOT_READY), service.lease("a", no_revoke):
-                pass
+    async with AsyncExitStack() as first:
+        await first.enter_async_context(service.lease("a", no_revoke))
+        async with service.lease("a", no_revoke):
+            await service.unload("a", 60)
+            with refused(Reason.ADAPTER_NOT_READY):
+                async with service.lease("a", no_revoke):
+                    pass
             assert service.get("a").active_leases == 2
         await asyncio.sleep(0.02)
         assert service.get("a").state is S.DRAINING
@@ -412,7 +416,7 @@ async def test_leases_are_revoked_at_the_deadline_and_not_before(
             revoked.append(loop.time() - started)
             ended.set()
 
-        with service.lease("a", revoke):
+        async with service.lease("a", revoke):
             await ended.wait()
             assert len(engine.inside) == 1, "an adapter must not leave the engine while it is leased"
 
@@ -422,7 +426,7 @@ async def test_leases_are_revoked_at_the_deadline_and_not_before(
         for _ in range(3):
             users.create_task(use(asyncio.Event()))
         await asyncio.sleep(0)
-        service.unload("a", 0.2)
+        await service.unload("a", 0.2)
         done.set()
     assert len(revoked) == 3
     assert min(revoked) >= 0.19
@@ -433,12 +437,12 @@ async def test_leases_are_revoked_at_the_deadline_and_not_before(
 async def test_an_earlier_deadline_counts(service: AdaptersService, source: str) -> None:
     await ready(service, source)
     revoked = asyncio.Event()
-    with service.lease("a", revoked.set):
-        service.unload("a", 3600)
+    async with service.lease("a", revoked.set):
+        await service.unload("a", 3600)
         await asyncio.sleep(0.02)
         assert not revoked.is_set()
-        service.unload("a", 0.05)
-        service.unload("a", 3600)
+        await service.unload("a", 0.05)
+        await service.unload("a", 3600)
         await asyncio.wait_for(revoked.wait(), 5)
     await settled(service, "a")
 
@@ -446,8 +450,8 @@ async def test_an_earlier_deadline_counts(service: AdaptersService, source: str)
 async def test_no_time_to_drain_revokes_at_once(service: AdaptersService, source: str) -> None:
     await ready(service, source)
     revoked = asyncio.Event()
-    with service.lease("a", revoked.set):
-        service.unload("a", 0)
+    async with service.lease("a", revoked.set):
+        await service.unload("a", 0)
         await asyncio.wait_for(revoked.wait(), 5)
     (record,) = await settled(service, "a")
     assert record.state is S.UNLOADED
@@ -456,16 +460,16 @@ async def test_no_time_to_drain_revokes_at_once(service: AdaptersService, source
 async def test_holders_that_fail_or_never_end_do_not_stop_an_unload(
     service: AdaptersService, engine: Any, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_REVOKE_GRACE_S", 0.05)
+    monkeypatch.setattr(carrier, "_REVOKE_GRACE_S", 0.05)
     await ready(service, source)
-    with service.lease("a", no_revoke) as old, service.lease("a", lambda: None):
-        service.unload("a", 0)
+    async with service.lease("a", no_revoke) as old, service.lease("a", lambda: None):
+        await service.unload("a", 0)
         (record,) = await settled(service, "a")
         assert record.state is S.UNLOADED
         assert engine.inside == {}
         await ready(service, source)
         assert service.get("a").active_leases == 0  # those of the old adapter are not the new one's
-        with service.lease("a", no_revoke) as new:
+        async with service.lease("a", no_revoke) as new:
             assert new.key != old.key
 
 
@@ -473,7 +477,7 @@ async def test_holders_that_fail_or_never_end_do_not_stop_an_unload(
 async def test_the_time_to_drain_is_bounded(service: AdaptersService, source: str, seconds: float) -> None:
     await ready(service, source)
     with refused(Reason.INVALID_FIELD):
-        service.unload("a", seconds)
+        await service.unload("a", seconds)
     assert service.get("a").state is S.READY
 
 
@@ -502,8 +506,8 @@ async def test_close_while_everything_is_under_way(
     for name in ("b", "c", "d"):
         await service.load(name, source)
     await reaches(service, "c", S.VALIDATING)
-    with service.lease("a", no_revoke):
-        service.unload("a")
+    async with service.lease("a", no_revoke):
+        await service.unload("a")
         closing = asyncio.create_task(service.close())
         await asyncio.sleep(0.02)
         assert not closing.done()  # a thread still reads
@@ -517,7 +521,7 @@ async def test_close_while_everything_is_under_way(
 async def test_close_does_not_wait_for_an_engine_for_ever(
     service: AdaptersService, engine: Any, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ENGINE_PATIENCE_S", 0.05)
+    monkeypatch.setattr(waiting, "_ENGINE_PATIENCE_S", 0.05)
     engine.holding = True
     await service.load("a", source)
     await reaches(service, "a", S.LOADING)
@@ -542,15 +546,16 @@ async def test_many_loads_and_unloads_at_random_leave_nothing(
     async def unload(name: str) -> None:
         for _ in range(12):
             with suppress(ArgosyError):
-                service.unload(name, 0.001)
+                await service.unload(name, 0.001)
             await asyncio.sleep(0.004)
 
     async def use(name: str) -> None:
         for _ in range(20):
             ended = asyncio.Event()
-            with suppress(ArgosyError, TimeoutError), service.lease(name, ended.set) as lease:
-                await asyncio.wait_for(ended.wait(), 0.002)
-                assert lease.key in engine.inside
+            with suppress(ArgosyError, TimeoutError):
+                async with service.lease(name, ended.set) as lease:
+                    await asyncio.wait_for(ended.wait(), 0.002)
+                    assert lease.key in engine.inside
             await asyncio.sleep(0.002)
 
     async with asyncio.TaskGroup() as callers:
@@ -558,7 +563,7 @@ async def test_many_loads_and_unloads_at_random_leave_nothing(
             for what in (load, unload, use, use):
                 callers.create_task(what(name))
     for name in ("a", "b", "c"):
-        service.unload(name, 0)
+        await service.unload(name, 0)
     for record in await settled(service, "a", "b", "c"):
         assert (record.state, record.failure, record.active_leases) == (S.UNLOADED, None, 0)
     assert engine.inside == {}
@@ -614,7 +619,7 @@ async def test_a_watch_begins_with_what_is_and_goes_on_with_what_changes(
     snapshot = watcher.events[-1]
     assert snapshot == SnapshotComplete(max(record.revision for record in service.records()))
     await ready(service, source, "c")
-    service.unload("a")
+    await service.unload("a")
     await settled(service, "a")
     await watcher.until(lambda events: watcher.states("a")[-1] is S.UNLOADED and S.READY in watcher.states("c"))
     assert watcher.states("b") == [S.READY]
@@ -636,7 +641,7 @@ async def test_a_watch_of_names_sees_only_those_and_every_stage(
     await watcher.until(lambda events: S.LOADING in watcher.states("a"))
     engine.release()
     await watcher.until(lambda events: S.READY in watcher.states("a"))
-    service.unload("a")
+    await service.unload("a")
     await watcher.until(lambda events: S.UNLOADED in watcher.states("a"))
     assert watcher.states("a")[-5:] == [S.VALIDATING, S.LOADING, S.READY, S.DRAINING, S.UNLOADED]
     assert watcher.states("b") == []
@@ -653,7 +658,7 @@ async def test_watchers_all_see_every_settled_state(service: AdaptersService, so
     for _ in range(5):
         await ready(service, source)
         await all_see(S.READY)
-        service.unload("a")
+        await service.unload("a")
         await all_see(S.UNLOADED)
     for watcher in watchers:
         seen = [state for state in watcher.states("a") if state in (S.READY, S.UNLOADED)]
@@ -665,7 +670,7 @@ async def test_a_slow_watcher_gets_the_latest_states_and_no_queue(service: Adapt
     assert isinstance(await anext(watch), SnapshotComplete)
     for _ in range(4):
         await ready(service, source)
-        service.unload("a")
+        await service.unload("a")
         await settled(service, "a")
     await ready(service, source, "b")
     first, second = await anext(watch), await anext(watch)

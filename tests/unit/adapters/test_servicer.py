@@ -107,7 +107,7 @@ async def test_unload_drains_running_requests_for_as_long_as_was_asked(
 ) -> None:
     await load(stub, write_adapter())
     revoked = asyncio.Event()
-    with service.lease("a", revoked.set):
+    async with service.lease("a", revoked.set):
         assert (await stub.GetAdapter(pb.GetAdapterRequest(name="a"))).adapter.active_leases == 1
         await stub.UnloadAdapter(pb.UnloadAdapterRequest(name="a"))
         await asyncio.sleep(0.05)

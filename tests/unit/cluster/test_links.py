@@ -59,9 +59,10 @@ class Replica:
     def __init__(self) -> None:
         self.engine = CountingEngine()
         self.loaded: list[str] = []
+        self.released: list[str] = []
         self.may_load = asyncio.Event()
         self.load_error: Exception | None = None
-        self.host = EngineHost(self.engine, self._load)  # type: ignore[arg-type]
+        self.host = EngineHost(self.engine, self._load, self.released.append)  # type: ignore[arg-type]
         self.contact: Contact
 
     async def start(self) -> None:
@@ -299,7 +300,7 @@ async def test_a_sequence_waits_for_its_adapter(fleet: Fleet) -> None:
     await until(lambda: set(one.engine.live) == {"b"})
     one.may_load.set()
     await until(lambda: run.done() and plain.done(), one.engine.step)
-    assert one.loaded == ["x@1"]
+    assert one.loaded == one.released == ["x@1"]
 
 
 async def test_a_sequence_that_is_cancelled_before_its_adapter_is_there_never_runs(fleet: Fleet) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
+import torch
 
-from argosy_services.engine.torch_engine import runners
+from argosy_services.engine.torch_engine import gpu, runners
 from argosy_services.engine.torch_engine.config import DecoderConfig, LayerKind, RopeConfig, UnsupportedModelError
 from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
@@ -46,6 +48,7 @@ def test_float32_runs_on_every_processor() -> None:
 def test_auto_takes_the_fastest_and_a_named_type_is_exact() -> None:
     assert chosen() == "int8"
     assert chosen(quantization="int8", dtype="bfloat16") == "int8"
+    assert chosen(quantization="int4") == "int4"
     assert chosen(dtype="bfloat16") == "bfloat16"
     assert chosen(quantization="none") == "bfloat16"
 
@@ -55,8 +58,9 @@ def test_auto_takes_the_fastest_and_a_named_type_is_exact() -> None:
 def test_without_the_instructions_auto_takes_float32_and_int8_is_refused() -> None:
     assert chosen() == "float32"
     assert chosen(dtype="bfloat16") is None
-    with pytest.raises(UnsupportedModelError, match="AVX-512"):
-        chosen(quantization="int8")
+    for quantized in runners.QUANTIZED:
+        with pytest.raises(UnsupportedModelError, match=f"{quantized} needs the native kernels.*AVX-512"):
+            chosen(quantization=quantized)
 
 
 @pytest.mark.parametrize(
@@ -72,5 +76,35 @@ def test_what_the_kernels_do_not_compute_goes_to_torch(
     config: DecoderConfig, settings: dict[str, object], reason: str
 ) -> None:
     assert chosen(config, **settings) is None
-    with pytest.raises(UnsupportedModelError, match=reason if is_supported() else "."):
-        chosen(config, quantization="int8", **settings)
+    for quantized in runners.QUANTIZED:
+        with pytest.raises(UnsupportedModelError, match=reason if is_supported() else "."):
+            chosen(config, quantization=quantized, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({}, r"fp8 needs a CUDA device of compute capability 8\.9 or higher, generation\.device is cpu"),
+        ({"kernels": "torch"}, "generation.device is cpu"),
+    ],
+)
+def test_fp8_is_refused_where_it_is_not_computed(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=problem):
+        runners.runs_on_gpu(GenerationSettings(quantization="fp8", **settings))  # type: ignore[arg-type]
+
+
+def test_kernels_for_a_gpu_are_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not runners.runs_on_gpu(GenerationSettings())
+    assert gpu.obstacle(torch.device("cpu")) == "the device is cpu"
+    # What a machine has is pretended; no device is touched.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not runners.runs_on_gpu(GenerationSettings(device="cuda"))
+    assert "triton is not installed" in str(gpu.obstacle(torch.device("cuda")))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert runners.runs_on_gpu(GenerationSettings(device="cuda"))
+    assert not runners.runs_on_gpu(GenerationSettings(device="cuda", kernels="torch"))
+    assert not runners.runs_on_gpu(GenerationSettings(device="cuda", quantization="int8")), "and then it is refused"
+    assert runners.runs_on_gpu(GenerationSettings(device="cuda", quantization="fp8"))
+    with pytest.raises(UnsupportedModelError, match=r"needs the kernels for a GPU, but generation\.kernels is torch"):
+        runners.runs_on_gpu(GenerationSettings(device="cuda", quantization="fp8", kernels="torch"))

@@ -203,7 +203,9 @@ class ScriptedLeases:
     given: int = 0
     revoke: Callable[[], None] | None = None
 
-    def lease(self, name: str, on_revoke: Callable[[], None]) -> AbstractAsyncContextManager[Lease]:
+    def lease(
+        self, name: str, on_revoke: Callable[[], None], sticky_key: str = ""
+    ) -> AbstractAsyncContextManager[Lease]:
         return self._lease(name, on_revoke)
 
     @asynccontextmanager

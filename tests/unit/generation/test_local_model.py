@@ -46,10 +46,11 @@ async def test_an_answer_can_stop_at_its_length(stage: Stage) -> None:
 
 
 async def test_a_schema_is_the_answers_grammar(stage: Stage) -> None:
+    schema = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
     stage.says("{}")
     model = LocalChatModel(stage.service)
-    assert [chunk async for chunk in model.complete(replace(COMPLETION, json_schema='{"type": "object"}'))]
-    assert stage.engine.submitted[0].grammar == Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
+    assert [chunk async for chunk in model.complete(replace(COMPLETION, form=schema))]
+    assert stage.engine.submitted[0].grammar == schema
 
 
 async def test_closing_early_frees_the_engine(stage: Stage) -> None:

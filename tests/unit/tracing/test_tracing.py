@@ -231,7 +231,7 @@ async def test_spans_end_as_their_blocks_do(collector: Collector) -> None:
 def test_what_is_off_does_nothing_and_imports_nothing() -> None:
     code = """
 import sys
-import argosy_services.embedded, argosy_services.agents.loop, argosy_services.generation.service
+import argosy_services.embedded, argosy_services.agents.work, argosy_services.generation.service
 from argosy_services import tracing
 from argosy_services.settings import TracingSettings
 assert tracing.start(TracingSettings(), version="test") is None

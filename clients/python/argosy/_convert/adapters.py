@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from argosy import errors
@@ -9,13 +10,21 @@ from argosy._convert import common
 from argosy._status import error_of_reason
 from argosy.api.adapters.v1 import adapter_pb2
 from argosy.api.adapters.v1 import adapters_service_pb2 as rpc
-from argosy.types.adapters import Adapter, AdapterEvent, AdapterFailure, AdapterState, SnapshotComplete
+from argosy.types.adapters import (
+    Adapter,
+    AdapterEvent,
+    AdapterFailure,
+    AdapterState,
+    AdapterTier,
+    Alias,
+    SnapshotComplete,
+)
 
 
-def load_request(name: str, source: str | Path, *, base_model: str) -> rpc.LoadAdapterRequest:
+def load_request(name: str, source: str | Path, *, base_model: str, pinned: bool) -> rpc.LoadAdapterRequest:
     """An adapter to load. A path stands for its `file://` URI; the server must see the same directory."""
     uri = source.absolute().as_uri() if isinstance(source, Path) else source
-    return rpc.LoadAdapterRequest(name=name, source=uri, base_model=base_model)
+    return rpc.LoadAdapterRequest(name=name, source=uri, base_model=base_model, pinned=pinned)
 
 
 def unload_request(name: str, *, drain_timeout: float | None) -> rpc.UnloadAdapterRequest:
@@ -41,7 +50,28 @@ def adapter(message: adapter_pb2.Adapter) -> Adapter:
         create_time=common.time_of(message, "create_time"),
         update_time=common.time_of(message, "update_time"),
         revision=message.revision,
+        pinned=message.pinned,
+        tier=common.enum_of(AdapterTier, adapter_pb2.AdapterTier, "ADAPTER_TIER_", message.tier),
     )
+
+
+def alias(message: adapter_pb2.Alias) -> Alias:
+    """What an alias means."""
+    return Alias(
+        name=message.name,
+        targets={target.version: target.weight for target in message.targets},
+        revision=message.revision,
+        create_time=common.time_of(message, "create_time"),
+    )
+
+
+def alias_request(name: str, targets: Mapping[str, int], *, expected_revision: int | None) -> rpc.SetAliasRequest:
+    """What an alias shall mean."""
+    request = rpc.SetAliasRequest(name=name, expected_revision=expected_revision)
+    for adapter_name, weight in targets.items():
+        choice = request.targets.add(adapter=adapter_name)
+        common.set_field(choice, "weight", weight, name="weight")
+    return request
 
 
 class WatchReader:

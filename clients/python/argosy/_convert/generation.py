@@ -32,7 +32,7 @@ from argosy.types.generation import (
 )
 
 _FORMS = ("json_schema", "regex", "lark", "choice")
-_STANDING = {"priority", "cache_salt"}
+_STANDING = {"priority", "cache_salt", "adapter_sticky_key"}
 _SAMPLING = SamplingOptions.__annotations__.keys()
 
 

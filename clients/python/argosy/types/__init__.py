@@ -4,7 +4,15 @@ The meaning of each field is that of the message with the same name in `protos/a
 stand for what was not set.
 """
 
-from argosy.types.adapters import Adapter, AdapterEvent, AdapterFailure, AdapterState, SnapshotComplete
+from argosy.types.adapters import (
+    Adapter,
+    AdapterEvent,
+    AdapterFailure,
+    AdapterState,
+    AdapterTier,
+    Alias,
+    SnapshotComplete,
+)
 from argosy.types.agents import (
     AgentBudget,
     AgentEvent,
@@ -65,10 +73,12 @@ __all__ = [
     "AdapterEvent",
     "AdapterFailure",
     "AdapterState",
+    "AdapterTier",
     "AgentBudget",
     "AgentEvent",
     "AgentStrategy",
     "Ahead",
+    "Alias",
     "Answer",
     "ApprovalDecided",
     "ApprovalPolicy",

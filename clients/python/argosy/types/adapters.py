@@ -27,6 +27,15 @@ class AdapterState(enum.StrEnum):
         return self in (AdapterState.READY, AdapterState.UNLOADED, AdapterState.FAILED)
 
 
+class AdapterTier(enum.StrEnum):
+    """Where the weights of an adapter are; UNKNOWN where the server that was asked cannot tell, or it is not loaded."""
+
+    UNKNOWN = "unknown"
+    SLOT = "slot"
+    MEMORY = "memory"
+    DISK = "disk"
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterFailure:
     """Why an adapter failed: a reason for programs, a message for people."""
@@ -52,6 +61,22 @@ class Adapter:
     create_time: datetime | None
     update_time: datetime | None
     revision: int
+    pinned: bool = False
+    tier: AdapterTier = AdapterTier.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name for versions of adapters. `targets` are their weights by version, relative to each other."""
+
+    name: str
+    targets: dict[str, int]
+    revision: int
+    create_time: datetime | None
+
+    def share(self, version: str) -> float:
+        """Which share of the requests a version gets, 0 to 1."""
+        return self.targets.get(version, 0) / sum(self.targets.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class GenerateOptions(SamplingOptions, total=False):
 
     model: str
     adapter: str
+    adapter_sticky_key: str
     tools: Sequence[Tool]
     tokenizer_fingerprint: str
     priority: int

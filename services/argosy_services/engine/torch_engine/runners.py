@@ -1,4 +1,5 @@
-"""Chooses how a model's steps are computed: by native kernels on a CPU, or by torch operators anywhere."""
+"""Chooses how a model's steps are computed: by native kernels on a CPU, by Triton's on a GPU, or by torch operators
+anywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import torch
 
 from argosy_services.engine.base import AdapterWeights
 from argosy_services.engine.dtypes import compute_dtype
-from argosy_services.engine.torch_engine import native
+from argosy_services.engine.torch_engine import gpu, native
 from argosy_services.engine.torch_engine.config import DecoderConfig, UnsupportedModelError
 from argosy_services.engine.torch_engine.kv_pool import KvPool
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights
@@ -21,11 +22,14 @@ from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
 from argosy_services.engine.torch_engine.model_runner import ModelRunner
 from argosy_services.engine.torch_engine.models.decoder import Decoder
 from argosy_services.engine.torch_engine.models.modules import adaptable
-from argosy_services.engine.torch_engine.models.weights import load_weights
+from argosy_services.engine.torch_engine.models.weights import DecoderWeights, Linear, LinearOf, load_weights
 from argosy_services.engine.torch_engine.step import RowSpan, Work
 from argosy_services.settings import GenerationSettings
 
 log = structlog.get_logger("argosy.engine")
+
+QUANTIZED = ("int8", "int4")
+"""Formats of weights that only the native kernels have."""
 
 
 class Runner(Protocol):
@@ -82,10 +86,14 @@ class Loaded:
 def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSettings, positions: int) -> Loaded:
     """Reads a checkpoint for a device and `positions`. Raises UnsupportedModelError."""
     device = torch.device(settings.device)
+    if runs_on_gpu(settings):
+        dtype = compute_dtype(settings.dtype, device)
+        weights = load_weights(directory, config, dtype, device, _gpu_linear(settings, dtype))
+        return load_gpu(config, weights, settings, positions)
     form = native_format(config, settings)
     dtype = compute_dtype(settings.dtype, device) if form is None else _adapter_dtype(form)
     weights = load_weights(directory, config, dtype, device)
-    count = sum(tensor.numel() for tensor in weights.parameters())
+    count = _count(weights)
     slots = settings.kv_cache_tokens // settings.block_tokens * settings.block_tokens
     if form is not None:
         from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
@@ -116,6 +124,59 @@ def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSett
     )
 
 
+def runs_on_gpu(settings: GenerationSettings) -> bool:
+    """Whether the kernels for a GPU compute the steps.
+
+    Raises UnsupportedModelError where fp8 was asked for and they do not.
+    """
+    device = torch.device(settings.device)
+    if settings.quantization == "fp8":
+        from argosy_services.engine.torch_engine.gpu.fp8 import check_device
+
+        check_device(device)
+    reason = "generation.kernels is torch" if settings.kernels == "torch" else gpu.obstacle(device)
+    if reason is not None and settings.quantization == "fp8":
+        raise UnsupportedModelError(f"generation.quantization fp8 needs the kernels for a GPU, but {reason}")
+    if reason is not None and device.type == "cuda":
+        log.info("neither kernels nor graphs for the GPU", because=reason)
+    return reason is None and settings.quantization not in QUANTIZED
+
+
+def load_gpu(config: DecoderConfig, weights: DecoderWeights, settings: GenerationSettings, positions: int) -> Loaded:
+    """Makes a model on a GPU ready to run, and captures its decode steps."""
+    from argosy_services.engine.torch_engine.gpu.adapters import GpuAdapters
+    from argosy_services.engine.torch_engine.gpu.decode_step import DecodeStep
+    from argosy_services.engine.torch_engine.gpu.decoder import GpuDecoder
+    from argosy_services.engine.torch_engine.gpu.runner import GpuRunner
+    from argosy_services.engine.torch_engine.gpu.triton.kernels import TritonKernels
+
+    dtype, device = weights.embeddings.dtype, weights.embeddings.device
+    adapters = GpuAdapters(settings.max_adapters, settings.max_adapter_rank, config, dtype, device)
+    # One block more than the scheduler knows of, for the padding of batches.
+    blocks = settings.kv_cache_tokens // settings.block_tokens + 1
+    pool = KvPool(config, blocks, settings.block_tokens, dtype, device)
+    decoder = GpuDecoder(config, weights, positions, TritonKernels())
+    step = DecodeStep(decoder, pool, adapters, max_rows=settings.max_batch, max_positions=positions)
+    runner = GpuRunner(decoder, pool, adapters, step)
+    runner.warm_up(step.scratch)
+    with torch.cuda.device(device):
+        step.capture(with_adapters=settings.max_adapters > 0)
+    form = "fp8" if settings.quantization == "fp8" else str(dtype).removeprefix("torch.")
+    return Loaded(runner, adapters, form, dtype, _count(weights))
+
+
+def _gpu_linear(settings: GenerationSettings, dtype: torch.dtype) -> LinearOf:
+    if settings.quantization != "fp8":
+        return Linear
+    if dtype is not torch.bfloat16:
+        raise UnsupportedModelError(
+            f"generation.quantization fp8 computes beside bfloat16, generation.dtype is {settings.dtype}; use auto"
+        )
+    from argosy_services.engine.torch_engine.gpu.fp8 import fp8_linear
+
+    return fp8_linear
+
+
 def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | None:
     """The format of weights that the native kernels take, None where torch's operators compute instead.
 
@@ -124,17 +185,17 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
     wanted = settings.quantization
     reason = _obstacle(config, settings)
     form = "int8" if wanted == "auto" and settings.dtype == "auto" else wanted
-    if reason is None and form == "int8" and not _has_wide_vectors():
+    if reason is None and form in QUANTIZED and not _has_wide_vectors():
         if wanted == "auto":
             form = "none"
         else:
             reason = "this processor lacks the AVX-512 VNNI and bfloat16 instructions"
     if reason is not None:
-        if wanted == "int8":
-            raise UnsupportedModelError(f"generation.quantization int8 needs the native kernels, but {reason}")
+        if wanted in QUANTIZED:
+            raise UnsupportedModelError(f"generation.quantization {wanted} needs the native kernels, but {reason}")
         log.info("torch's operators compute the steps", because=reason)
         return None
-    if form == "int8":
+    if form in QUANTIZED:
         return form
     dtype = compute_dtype(settings.dtype)
     if dtype is torch.bfloat16:
@@ -145,6 +206,10 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
 def cores(settings: GenerationSettings) -> int:
     """Threads of a step."""
     return settings.threads or len(os.sched_getaffinity(0))
+
+
+def _count(weights: DecoderWeights) -> int:
+    return sum(tensor.numel() for tensor in weights.parameters())
 
 
 def _adapter_dtype(form: str) -> torch.dtype:

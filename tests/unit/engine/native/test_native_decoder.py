@@ -21,6 +21,8 @@ from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
 from argosy_services.engine.torch_engine.native.decoder import NativeDecoder, obstacle
+from argosy_services.engine.torch_engine.native.four_bits import halve
+from argosy_services.engine.torch_engine.native.layout import GROUP, LEVELS
 from argosy_services.engine.torch_engine.native.runner import NativeRunner
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
@@ -32,11 +34,12 @@ FORMS = [
     "float32",
     *(
         pytest.param(form, marks=pytest.mark.skipif(not has_wide_vectors(), reason="this processor lacks AVX-512 VNNI"))
-        for form in ("bfloat16", "int8")
+        for form in ("bfloat16", "int8", "int4")
     ),
 ]
-# Largest difference of a logit from float32's; logits are some 2 in size.
-TOLERANCE = {"float32": 2e-5, "bfloat16": 0.06, "int8": 0.15}
+# Largest difference of a logit from float32's; logits are some 2 in size. The reference for int4 has the weights that
+# its four bits stand for.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.06, "int8": 0.15, "int4": 0.15}
 ROPE = RopeConfig("default", 10_000.0)
 PLAIN = DecoderConfig(
     architecture="LlamaForCausalLM",
@@ -63,7 +66,8 @@ CONFIGS = {
 }
 
 
-def random_weights(config: DecoderConfig) -> DecoderWeights:
+def random_weights(config: DecoderConfig, form: str = "float32") -> DecoderWeights:
+    """Weights whose output and gate_up are, for int4, numbers that it has."""
     generator = torch.Generator().manual_seed(0)
     query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -71,8 +75,9 @@ def random_weights(config: DecoderConfig) -> DecoderWeights:
     def draw(*shape: int, around: float = 0.0) -> torch.Tensor:
         return around + torch.randn(*shape, generator=generator) * (0.1 if around else shape[-1] ** -0.5)
 
-    def linear(outputs: int, inputs: int, biased: bool) -> Linear:
-        return Linear(draw(outputs, inputs), draw(outputs) if biased else None)
+    def linear(outputs: int, inputs: int, biased: bool, *, halved: bool = False) -> Linear:
+        weight = draw(outputs, inputs)
+        return Linear(restored(*halve(weight)) if halved else weight, draw(outputs) if biased else None)
 
     def layer() -> LayerWeights:
         return LayerWeights(
@@ -80,10 +85,10 @@ def random_weights(config: DecoderConfig) -> DecoderWeights:
             qkv=linear(query + 2 * key_value, hidden, config.qkv_bias),
             query_norm=draw(config.head_dim, around=1.0) if config.qk_norm else None,
             key_norm=draw(config.head_dim, around=1.0) if config.qk_norm else None,
-            output=linear(hidden, query, config.output_bias),
+            output=linear(hidden, query, config.output_bias, halved=form == "int4"),
             attention_post_norm=None,
             mlp_norm=draw(hidden, around=1.0),
-            gate_up=linear(2 * inner, hidden, config.mlp_bias),
+            gate_up=linear(2 * inner, hidden, config.mlp_bias, halved=form == "int4"),
             down=linear(hidden, inner, config.mlp_bias),
             mlp_post_norm=None,
         )
@@ -92,6 +97,12 @@ def random_weights(config: DecoderConfig) -> DecoderWeights:
     return DecoderWeights(
         embeddings, tuple(layer() for _ in range(config.layers)), draw(hidden, around=1.0), embeddings
     )
+
+
+def restored(levels: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """What four bits stand for, float32 `[out, in]`."""
+    values = torch.tensor(LEVELS, dtype=torch.float32)[levels.int()] - 128
+    return values * scales.float().repeat_interleave(GROUP, dim=1)
 
 
 def random_adapter(config: DecoderConfig, rank: int, kind: torch.dtype) -> LoraWeights:
@@ -110,7 +121,7 @@ class Native:
     """A native runner with sequences whose blocks are given out in a scattered order."""
 
     def __init__(self, config: DecoderConfig, form: str, threads: int = 2) -> None:
-        weights = random_weights(config)
+        weights = random_weights(config, form)
         kind = torch.float32 if form == "float32" else torch.bfloat16
         embeddings = weights.embeddings.to(kind)
         self.adapters = NativeAdapters(2, list(adaptable(config)), form)
@@ -175,13 +186,15 @@ def native(form: str) -> Iterator[Native]:
     made.runner.close()
 
 
-def reference(config: DecoderConfig, adapters: dict[str, LoraWeights], of: dict[str, str]) -> dict[str, torch.Tensor]:
+def reference(
+    config: DecoderConfig, form: str, adapters: dict[str, LoraWeights], of: dict[str, str]
+) -> dict[str, torch.Tensor]:
     """Logits in float32 by torch's operators."""
     slots = AdapterSlots(2)
     for key, weights in adapters.items():
         slots.put(key, weights)
     pool = KvPool(config, BLOCKS, BLOCK_TOKENS, torch.float32, torch.device("cpu"))
-    runner = ModelRunner(Decoder(config, random_weights(config), config.max_positions), pool, slots)
+    runner = ModelRunner(Decoder(config, random_weights(config, form), config.max_positions), pool, slots)
     found: dict[str, torch.Tensor] = {}
     for work in all_at_once(sequences(of)):
         found |= last_logits(runner, work)
@@ -191,7 +204,7 @@ def reference(config: DecoderConfig, adapters: dict[str, LoraWeights], of: dict[
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_those_of_the_plain_decoder(name: str, form: str) -> None:
     config = CONFIGS[name]
-    wanted = reference(config, {}, {})
+    wanted = reference(config, form, {}, {})
     made = Native(config, form)
     try:
         found: dict[str, torch.Tensor] = {}
@@ -232,7 +245,7 @@ def test_adapters_change_their_own_rows_only(native: Native, form: str) -> None:
     kind = torch.float32 if form == "float32" else torch.bfloat16
     for key, rank in (("wide", 20), ("narrow", 8)):
         native.adapters.put(key, native.adapters.prepare(random_adapter(PLAIN, rank, kind)))
-    wanted, base = reference(PLAIN, exact, of), reference(PLAIN, {}, {})
+    wanted, base = reference(PLAIN, form, exact, of), reference(PLAIN, form, {}, {})
     found: dict[str, torch.Tensor] = {}
     for work in all_at_once(sequences(of)):
         found |= last_logits(native.runner, work)

@@ -76,7 +76,7 @@ class Decoder:
             normed = self._norm(states, layer.input_norm)
             query, key, value = self._qkv(layer, modules, normed, adapters)
             if (turn := turns[index]) is not None:
-                query, key = rotate(query, *turn), rotate(key, *turn)
+                query, key = self._rotate(query, *turn), self._rotate(key, *turn)
             attended = attention(index, query, key, value)
             output = layer.output(attended)
             adapters.add(modules.output, attended, output)
@@ -120,10 +120,18 @@ class Decoder:
         gate, up = layer.gate_up(normed).chunk(2, dim=-1)
         adapters.add(modules.gate, normed, gate)
         adapters.add(modules.up, normed, up)
-        inner = self._activate(gate) * up
+        inner = self._gated(gate, up)
         output = layer.down(inner)
         adapters.add(modules.down, inner, output)
         return output
+
+    # What a device may have kernels for; see gpu/decoder.py.
+
+    def _rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return rotate(states, cos, sin)
+
+    def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return self._activate(gate) * up
 
     def _norm(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMSNorm (Zhang and Sennrich, 2019), computed in float32; Llama rounds before it multiplies, Gemma after."""

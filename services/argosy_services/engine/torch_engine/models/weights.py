@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -85,14 +85,21 @@ class DecoderWeights:
                     yield value
 
 
-def load_weights(directory: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Reads every `*.safetensors` of a directory.
+LinearOf: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+"""Makes a projection of its weight and its bias."""
+
+
+def load_weights(
+    directory: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device, linear: LinearOf = Linear
+) -> DecoderWeights:
+    """Reads every `*.safetensors` of a directory. `linear` takes each projection as it is read: the weights of a
+    narrower format are never all there in `dtype`.
 
     Raises UnsupportedModelError for a tensor that is missing or misshapen, and for one of a layer that the
     configuration has no use for: a model with it computes something else.
     """
     with ExitStack() as stack:
-        reader = _Reader(directory, config, dtype, device, stack)
+        reader = _Reader(directory, config, dtype, device, stack, linear=linear)
         embeddings = reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         head = (
             embeddings
@@ -138,11 +145,19 @@ class _Reader:
     """Finds tensors by name over all shards."""
 
     def __init__(
-        self, directory: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device, stack: ExitStack
+        self,
+        directory: Path,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        stack: ExitStack,
+        *,
+        linear: LinearOf,
     ) -> None:
         self._config = config
         self._dtype = dtype
         self._device = device
+        self._linear = linear
         self._places: dict[str, tuple[Any, str]] = {}
         self._unread: set[str] = set()
         for path in sorted(directory.glob("*.safetensors")):
@@ -166,7 +181,7 @@ class _Reader:
         """The projections `parts`, each a name and its output size, as one."""
         weights = [self.tensor(name + ".weight", outputs, inputs) for name, outputs in parts]
         biases = [self.tensor(name + ".bias", outputs) for name, outputs in parts] if bias else None
-        return Linear(torch.cat(weights), None if biases is None else torch.cat(biases))
+        return self._linear(torch.cat(weights), None if biases is None else torch.cat(biases))
 
     def check_all_read(self) -> None:
         """Raises UnsupportedModelError where a tensor of a layer was not asked for."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
+from argosy_services.engine.torch_engine.native.gemm import FORMATS
 from argosy_services.engine.torch_engine.native.layout import AdapterField
 from argosy_services.engine.torch_engine.native.lora import HEIGHT, POINTERS
 from argosy_services.engine.torch_engine.native.packing import narrow
@@ -38,10 +39,10 @@ class NativeAdapters:
 
     def __init__(self, limit: int, modules: Sequence[str], form: str) -> None:
         """`modules` are the paths that adapters may change, in the order of the kernel's numbers; `form` is the format
-        of the base's weights, which the factors take as well.
+        of the base's weights: the factors have that of their inputs.
         """
         self._limit = limit
-        self._form = form
+        self._form = FORMATS[form].inputs
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))
@@ -55,21 +56,27 @@ class NativeAdapters:
 
     def prepare(self, weights: LoraWeights) -> PackedAdapter:
         """Packs an adapter."""
-        parts: list[torch.Tensor] = []
         entries = np.zeros((len(self._modules), len(AdapterField)), np.int64)
+        parts: list[torch.Tensor] = []
         place = 0
-        for index, path in enumerate(self._modules):
-            pair = weights.modules.get(path)
-            if pair is None:
-                continue
-            factors = _pack(pair, self._form)
-            starts = np.cumsum([place, *(factor.numel() for factor in factors)])
-            entries[index, list(POINTERS)], place = starts[:-1], starts[-1]
-            entries[index, AdapterField.RANK] = -(-pair.a.shape[0] // LANES) * LANES
-            parts += factors
+        for modules in self._alike(weights):
+            pairs = [weights.modules[self._modules[index]] for index in modules]
+            for field, factors in zip(POINTERS, _pack(pairs, self._form), strict=True):
+                entries[modules, field] = place + np.arange(len(modules)) * (factors.numel() // len(modules))
+                place += factors.numel()
+                parts.append(factors)
+            entries[modules, AdapterField.RANK] = _whole_vectors(pairs[0].a.shape[0])
         together = torch.cat(parts)
         entries[:, list(POINTERS)] += together.data_ptr()
         return PackedAdapter(weights.version, weights.rank, weights.target_modules, together.numel(), entries, together)
+
+    def _alike(self, weights: LoraWeights) -> list[list[int]]:
+        """The numbers of the modules that an adapter changes, those whose factors have the same shapes together."""
+        kinds: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+        for index, path in enumerate(self._modules):
+            if (pair := weights.modules.get(path)) is not None:
+                kinds.setdefault((pair.a.shape, pair.b.shape), []).append(index)
+        return list(kinds.values())
 
     def put(self, key: str, adapter: PackedAdapter) -> None:
         """Takes a slot. Raises ADAPTER_SLOTS_FULL."""
@@ -110,19 +117,28 @@ def _runs(work: Sequence[Work]) -> list[tuple[str | None, int]]:
     return runs
 
 
-def _pack(pair: LoraPair, form: str) -> list[torch.Tensor]:
-    """Both factors and their scales as bytes, with the rank rounded up to whole vectors."""
-    rank = -(-pair.a.shape[0] // LANES) * LANES
-    down = pair.a.new_zeros(rank, pair.a.shape[1])
-    down[: pair.a.shape[0]] = pair.a
-    up = pair.b.new_zeros(pair.b.shape[0], rank)
-    up[:, : pair.b.shape[1]] = pair.b
-    (down, down_scales), (up, up_scales) = (narrow(factor, form) for factor in (down, up))
-    return [_lanes(down), _lanes(up), *(scales.float().view(torch.uint8) for scales in (down_scales, up_scales))]
+def _pack(pairs: Sequence[LoraPair], form: str) -> list[torch.Tensor]:
+    """Both factors of modules with the same shapes, and their scales, as bytes: of each all modules in a row, because
+    many small tensors take longer than a few large ones. The rank is rounded up to whole vectors.
+    """
+    rank, size = pairs[0].a.shape
+    outputs = pairs[0].b.shape[0]
+    down = pairs[0].a.new_zeros(len(pairs), _whole_vectors(rank), size)
+    down[:, :rank] = torch.stack([pair.a for pair in pairs])
+    up = pairs[0].b.new_zeros(len(pairs), outputs, _whole_vectors(rank))
+    up[:, :, :rank] = torch.stack([pair.b for pair in pairs])
+    narrowed = [narrow(factor.flatten(0, 1), form) for factor in (down, up)]
+    lanes = [_lanes(factors.view(whole.shape)) for whole, (factors, _) in zip((down, up), narrowed, strict=True)]
+    return [*lanes, *(scales.float().view(torch.uint8) for _, scales in narrowed)]
 
 
-def _lanes(factor: torch.Tensor) -> torch.Tensor:
-    """`[out, in]` with the outputs in lanes, as bytes."""
-    together = 4 // factor.itemsize
-    lanes = factor.view(-1, LANES, factor.shape[1] // together, together)
-    return lanes.permute(0, 2, 1, 3).contiguous().flatten().view(torch.uint8)
+def _whole_vectors(rank: int) -> int:
+    return -(-rank // LANES) * LANES
+
+
+def _lanes(factors: torch.Tensor) -> torch.Tensor:
+    """`[modules, out, in]` with the outputs in lanes, as bytes."""
+    together = 4 // factors.itemsize
+    modules, outputs, size = factors.shape
+    lanes = factors.view(modules, outputs // LANES, LANES, size // together, together)
+    return lanes.permute(0, 1, 3, 2, 4).contiguous().flatten().view(torch.uint8)

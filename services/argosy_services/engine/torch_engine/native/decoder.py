@@ -30,7 +30,7 @@ from argosy_services.engine.torch_engine.native.layout import (
     Tasks,
 )
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
-from argosy_services.engine.torch_engine.native.memory import zeroed
+from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
 from argosy_services.engine.torch_engine.native.packing import Packed, PackedLayer, pack, pack_layer
 from argosy_services.engine.torch_engine.native.rows import emit_embed, emit_largest, emit_rows
 from argosy_services.engine.torch_engine.native.workers import OperationList, Workers, emit_workers
@@ -61,15 +61,19 @@ class NativeDecoder:
         self.max_rows = max_rows
         self.max_positions = max_positions
         self._form = form
+        self._threads = threads
+        # What products take in; the head's weights and the adapters' have this format as well.
+        self._inputs = FORMATS[form].inputs
         self._adapters = adapters
         # Of keys, values and embeddings.
         self._cache_form = "float32" if form == "float32" else "bfloat16"
         self._heads = Heads.of(config, self._cache_form)
-        self._layers = [pack_layer(layer, form) for layer in weights.layers]
-        self._head_weights = pack(Linear(weights.head), form)
+        shelf = Shelf()
+        self._layers = [pack_layer(layer, form, shelf) for layer in weights.layers]
+        self._head_weights = pack(Linear(weights.head), self._inputs, shelf)
         self._final_norm = weights.final_norm.float()
         self._embeddings = weights.embeddings
-        self._buffers = Buffers(config, max_rows, form=form, cache=self._cache_form)
+        self._buffers = Buffers(config, max_rows, form=self._inputs, cache=self._cache_form)
         self._cache = zeroed(slots // TILE * self._heads.stride)
         self._angles = _angles(config, max_positions)
         self._products: dict[int, int] = {}
@@ -112,12 +116,13 @@ class NativeDecoder:
     def _emit(self) -> ir.Module:
         module = ir.Module("decoder")
         emit_workers(module)
-        emit_product(module, FORMATS[self._form])
-        emit_rows(module, self._form, epsilon=self.config.norm_eps)
+        for form in sorted({self._form, self._inputs}):
+            emit_product(module, FORMATS[form])
+        emit_rows(module, self._inputs, epsilon=self.config.norm_eps)
         emit_rotate(module, self._heads, normed=self.config.qk_norm)
         emit_attend(module, self._heads)
         emit_embed(module, self._cache_form)
-        emit_adapt(module, self._form)
+        emit_adapt(module, self._inputs)
         emit_largest(module)
         return module
 
@@ -212,7 +217,7 @@ class NativeDecoder:
             offsets=out.offsets.data_ptr(),
             row_bytes=stride(out.values),
         )
-        return self._operation(f"{kind}_{self._form}", arguments, Tasks.ROWS)
+        return self._operation(f"{kind}_{self._inputs}", arguments, Tasks.ROWS)
 
     def _product(self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False) -> Operation:
         arguments = Product.pack(
@@ -229,10 +234,12 @@ class NativeDecoder:
             out=out.data_ptr(),
             stride=stride(out),
             accumulate=int(add),
+            # The others take the chunks in between.
+            ahead=packed.chunk_bytes * self._threads,
         )
         following = Tasks.PRODUCTS + len(self._products)
         tasks = self._products.setdefault(packed.chunks, following)
-        return self._operation(f"product_{self._form}", arguments, tasks)
+        return self._operation(f"product_{packed.form}", arguments, tasks)
 
     def _adapt(
         self, layer: int, inputs: Inputs, out: torch.Tensor, modules: tuple[tuple[int, int, int], ...]

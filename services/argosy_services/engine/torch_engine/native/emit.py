@@ -329,6 +329,19 @@ class Body:
         four = self.builder.bitcast(self.splat(given), BYTES)
         return self.call("llvm.x86.avx512.vpdpbusd.512", I32X, total, line, four)
 
+    def low_halves(self, line: Value) -> Value:
+        """The lower four bits of each byte."""
+        return self.builder.and_(line, ir.Constant(BYTES, [15] * BYTES.count))
+
+    def high_halves(self, line: Value) -> Value:
+        """The upper four bits of each byte."""
+        return self.builder.lshr(line, ir.Constant(BYTES, [4] * BYTES.count))
+
+    def look_up(self, table: Sequence[int], indices: Value) -> Value:
+        """For each byte of `indices`, from 0 to 15, what `table` has there; AVX-512BW."""
+        lines = ir.Constant(BYTES, [*table] * (BYTES.count // len(table)))
+        return self.call("llvm.x86.avx512.pshuf.b.512", BYTES, lines, indices)
+
     # Functions.
 
     def call(self, name: str, result: ir.Type, *arguments: Value, variadic: bool = False) -> Value:

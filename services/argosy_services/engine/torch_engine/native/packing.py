@@ -8,7 +8,10 @@ import torch
 
 from argosy_services.engine.torch_engine.models.weights import LayerWeights, Linear
 from argosy_services.engine.torch_engine.native.emit import LANES
+from argosy_services.engine.torch_engine.native.four_bits import halve
 from argosy_services.engine.torch_engine.native.gemm import FORMATS
+from argosy_services.engine.torch_engine.native.layout import GROUP
+from argosy_services.engine.torch_engine.native.memory import Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Packed:
     `weights` is uint8, `scales` and `bias` are float32 `[columns]`; `columns` is `out` rounded up to whole chunks.
     """
 
+    form: str
     weights: torch.Tensor
     scales: torch.Tensor
     bias: torch.Tensor
@@ -44,38 +48,61 @@ class PackedLayer:
     down: Packed
 
 
-def pack_layer(layer: LayerWeights, form: str) -> PackedLayer:
-    """Packs a block."""
+def pack_layer(layer: LayerWeights, form: str, shelf: Shelf) -> PackedLayer:
+    """Packs a block; the weights are on the shelf.
+
+    In four bits, query, key, value and down cost more of a model's accuracy than all else together: they stay as exact
+    as their inputs.
+    """
+    sensitive = FORMATS[form].inputs
     return PackedLayer(
         input_norm=layer.input_norm.float(),
-        qkv=pack(layer.qkv, form),
+        qkv=pack(layer.qkv, sensitive, shelf),
         query_norm=None if layer.query_norm is None else layer.query_norm.float(),
         key_norm=None if layer.key_norm is None else layer.key_norm.float(),
-        output=pack(layer.output, form),
+        output=pack(layer.output, form, shelf),
         mlp_norm=layer.mlp_norm.float(),
-        gate_up=pack(layer.gate_up, form),
-        down=pack(layer.down, form),
+        gate_up=pack(layer.gate_up, form, shelf),
+        down=pack(layer.down, sensitive, shelf),
     )
 
 
-def pack(linear: Linear, form: str) -> Packed:
+def pack(linear: Linear, form: str, shelf: Shelf) -> Packed:
     """Packs a projection for the kernels of a format, quantizing it where that is less than its type."""
     vectors = FORMATS[form].vectors
-    weight, scales = narrow(linear.weight, form)
-    outputs, size = weight.shape
+    outputs, size = linear.weight.shape
     chunks = -(-outputs // (vectors * LANES))
     columns = chunks * vectors * LANES
-    if columns != outputs:
-        weight = torch.cat((weight, weight.new_zeros(columns - outputs, size)))
-    together = 4 // weight.itemsize
-    lanes = weight.view(chunks, vectors, LANES, size // together, together)
-    packed = lanes.permute(0, 3, 1, 2, 4).contiguous().flatten().view(torch.uint8)
-    bias = torch.zeros(columns)
+    bias, padded = torch.zeros(columns), torch.ones(columns)
     if linear.bias is not None:
         bias[:outputs] = linear.bias.float()
-    padded = torch.ones(columns)
-    padded[:outputs] = scales
-    return Packed(packed, padded, bias, chunks, size)
+    if form == "int4":
+        packed = _pack_halves(_whole_chunks(linear.weight, columns), vectors)
+    else:
+        weight, padded[:outputs] = narrow(linear.weight, form)
+        packed = _lanes(_whole_chunks(weight, columns), vectors, 4 // weight.itemsize)
+    return Packed(form, shelf.keep(packed.flatten().view(torch.uint8)), padded, bias, chunks, size)
+
+
+def _whole_chunks(weight: torch.Tensor, columns: int) -> torch.Tensor:
+    outputs, size = weight.shape
+    return weight if outputs == columns else torch.cat((weight, weight.new_zeros(columns - outputs, size)))
+
+
+def _lanes(weight: torch.Tensor, vectors: int, together: int) -> torch.Tensor:
+    """`[columns, n]` as `[chunks, n / together, vectors, 16, together]`."""
+    lanes = weight.view(-1, vectors, LANES, weight.shape[1] // together, together)
+    return lanes.permute(0, 3, 1, 2, 4).contiguous()
+
+
+def _pack_halves(weight: torch.Tensor, vectors: int) -> torch.Tensor:
+    """Groups as `gemm.Int4` reads them, uint8 `[chunks, groups, bytes]`."""
+    levels, scales = halve(weight)
+    first, second = levels.unflatten(1, (-1, 2, 4)).unbind(2)
+    halves = _lanes((first | second << 4).flatten(1), vectors, 4)
+    chunks, groups = len(halves), weight.shape[1] // GROUP
+    parts = (_lanes(scales, vectors, 1).view(torch.uint8), halves)
+    return torch.cat([part.reshape(chunks, groups, -1) for part in parts], dim=2)
 
 
 def narrow(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,17 +25,23 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$argosy/api/adapters/v1/adapter.proto\x12\x16\x61rgosy.api.adapters.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x0e\x41\x64\x61pterFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xff\x02\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x33\n\x05state\x18\x05 \x01(\x0e\x32$.argosy.api.adapters.v1.AdapterState\x12\x37\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32&.argosy.api.adapters.v1.AdapterFailure\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\x16\n\x0etarget_modules\x18\x08 \x03(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x15\n\ractive_leases\x18\n \x01(\r\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x04*\x88\x02\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x44\x41PTER_STATE_PENDING\x10\x01\x12\x1a\n\x16\x41\x44\x41PTER_STATE_FETCHING\x10\x02\x12\x1c\n\x18\x41\x44\x41PTER_STATE_VALIDATING\x10\x03\x12\x19\n\x15\x41\x44\x41PTER_STATE_LOADING\x10\x04\x12\x17\n\x13\x41\x44\x41PTER_STATE_READY\x10\x05\x12\x1a\n\x16\x41\x44\x41PTER_STATE_DRAINING\x10\x06\x12\x1a\n\x16\x41\x44\x41PTER_STATE_UNLOADED\x10\x07\x12\x18\n\x14\x41\x44\x41PTER_STATE_FAILED\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$argosy/api/adapters/v1/adapter.proto\x12\x16\x61rgosy.api.adapters.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x0e\x41\x64\x61pterFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xc2\x03\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x33\n\x05state\x18\x05 \x01(\x0e\x32$.argosy.api.adapters.v1.AdapterState\x12\x37\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32&.argosy.api.adapters.v1.AdapterFailure\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\x16\n\x0etarget_modules\x18\x08 \x03(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x15\n\ractive_leases\x18\n \x01(\r\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x04\x12\x0e\n\x06pinned\x18\x0e \x01(\x08\x12\x31\n\x04tier\x18\x0f \x01(\x0e\x32#.argosy.api.adapters.v1.AdapterTier\".\n\x0b\x41liasTarget\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\r\"\x8e\x01\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x07targets\x18\x02 \x03(\x0b\x32#.argosy.api.adapters.v1.AliasTarget\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x88\x02\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x44\x41PTER_STATE_PENDING\x10\x01\x12\x1a\n\x16\x41\x44\x41PTER_STATE_FETCHING\x10\x02\x12\x1c\n\x18\x41\x44\x41PTER_STATE_VALIDATING\x10\x03\x12\x19\n\x15\x41\x44\x41PTER_STATE_LOADING\x10\x04\x12\x17\n\x13\x41\x44\x41PTER_STATE_READY\x10\x05\x12\x1a\n\x16\x41\x44\x41PTER_STATE_DRAINING\x10\x06\x12\x1a\n\x16\x41\x44\x41PTER_STATE_UNLOADED\x10\x07\x12\x18\n\x14\x41\x44\x41PTER_STATE_FAILED\x10\x08*r\n\x0b\x41\x64\x61pterTier\x12\x1c\n\x18\x41\x44\x41PTER_TIER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_TIER_SLOT\x10\x01\x12\x17\n\x13\x41\x44\x41PTER_TIER_MEMORY\x10\x02\x12\x15\n\x11\x41\x44\x41PTER_TIER_DISK\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'argosy.api.adapters.v1.adapter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERSTATE']._serialized_start=535
-  _globals['_ADAPTERSTATE']._serialized_end=799
+  _globals['_ADAPTERSTATE']._serialized_start=795
+  _globals['_ADAPTERSTATE']._serialized_end=1059
+  _globals['_ADAPTERTIER']._serialized_start=1061
+  _globals['_ADAPTERTIER']._serialized_end=1175
   _globals['_ADAPTERFAILURE']._serialized_start=97
   _globals['_ADAPTERFAILURE']._serialized_end=146
   _globals['_ADAPTER']._serialized_start=149
-  _globals['_ADAPTER']._serialized_end=532
+  _globals['_ADAPTER']._serialized_end=599
+  _globals['_ALIASTARGET']._serialized_start=601
+  _globals['_ALIASTARGET']._serialized_end=647
+  _globals['_ALIAS']._serialized_start=650
+  _globals['_ALIAS']._serialized_end=792
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,34 @@ ADAPTER_STATE_FAILED: AdapterState.ValueType  # 8
 """Could not be served; final. `failure` says why."""
 Global___AdapterState: _TypeAlias = AdapterState  # noqa: Y015
 
+class _AdapterTier:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdapterTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterTier.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADAPTER_TIER_UNSPECIFIED: _AdapterTier.ValueType  # 0
+    """Not known to the server that was asked: engines of a fleet keep their own adapters. Or it is not loaded."""
+    ADAPTER_TIER_SLOT: _AdapterTier.ValueType  # 1
+    """In a slot of the engine."""
+    ADAPTER_TIER_MEMORY: _AdapterTier.ValueType  # 2
+    """In the memory of the engine's machine."""
+    ADAPTER_TIER_DISK: _AdapterTier.ValueType  # 3
+    """On its disk."""
+
+class AdapterTier(_AdapterTier, metaclass=_AdapterTierEnumTypeWrapper):
+    """Where the weights of an adapter are. A request has to wait until they are in a slot."""
+
+ADAPTER_TIER_UNSPECIFIED: AdapterTier.ValueType  # 0
+"""Not known to the server that was asked: engines of a fleet keep their own adapters. Or it is not loaded."""
+ADAPTER_TIER_SLOT: AdapterTier.ValueType  # 1
+"""In a slot of the engine."""
+ADAPTER_TIER_MEMORY: AdapterTier.ValueType  # 2
+"""In the memory of the engine's machine."""
+ADAPTER_TIER_DISK: AdapterTier.ValueType  # 3
+"""On its disk."""
+Global___AdapterTier: _TypeAlias = AdapterTier  # noqa: Y015
+
 @_typing.final
 class AdapterFailure(_message.Message):
     """Why an adapter failed."""
@@ -113,12 +141,16 @@ class Adapter(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name that requests use: 1 to 128 characters of letters, digits, dot, dash and underscore, the first one a letter or
     digit.
     """
     version: _builtins.str
-    """SHA-256 over the adapter's files, lower-case hexadecimal. Empty until the files are here."""
+    """SHA-256 over the bytes of adapter_config.json followed by those of adapter_model.safetensors, lower-case
+    hexadecimal. Empty until the files are here.
+    """
     base_model: _builtins.str
     """Name of the served model that it changes."""
     source: _builtins.str
@@ -133,6 +165,10 @@ class Adapter(_message.Message):
     """Running sequences that use it."""
     revision: _builtins.int
     """Number of the change that made this state, growing over all adapters of a server."""
+    pinned: _builtins.bool
+    """Whether it stays in its slot until it is unloaded."""
+    tier: Global___AdapterTier.ValueType
+    """Where its weights are just now."""
     @_builtins.property
     def failure(self) -> Global___AdapterFailure:
         """Why it failed. Set in state FAILED only."""
@@ -165,11 +201,77 @@ class Adapter(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+        tier: Global___AdapterTier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure", b"failure", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_leases", b"active_leases", "base_model", b"base_model", "create_time", b"create_time", "failure", b"failure", "name", b"name", "rank", b"rank", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "target_modules", b"target_modules", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_leases", b"active_leases", "base_model", b"base_model", "create_time", b"create_time", "failure", b"failure", "name", b"name", "pinned", b"pinned", "rank", b"rank", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "target_modules", b"target_modules", "tier", b"tier", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class AliasTarget(_message.Message):
+    """A version that an alias points at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version of a loaded adapter; see Adapter.version."""
+    weight: _builtins.int
+    """Its share of the requests, relative to the weights of the alias's other targets. 0 to 1,000,000."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AliasTarget: _TypeAlias = AliasTarget  # noqa: Y015
+
+@_typing.final
+class Alias(_message.Message):
+    """A name for weighted versions, which can change its meaning while requests run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Two names of the form of Adapter.name with an @ between them, as in `support@prod`."""
+    revision: _builtins.int
+    """Number of this meaning; another one for each time that an alias was set. Rolling back brings a former number back."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasTarget]:
+        """The versions that answer for it. 1 to 16 of them, one at least with a weight above 0."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was given this meaning for the first time."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        targets: _abc.Iterable[Global___AliasTarget] | None = ...,
+        revision: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "revision", b"revision", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alias: _TypeAlias = Alias  # noqa: Y015

@@ -26,7 +26,7 @@ from argosy.api.adapters.v1 import adapter_pb2 as argosy_dot_api_dot_adapters_do
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-argosy/api/adapters/v1/adapters_service.proto\x12\x16\x61rgosy.api.adapters.v1\x1a$argosy/api/adapters/v1/adapter.proto\x1a\x1egoogle/protobuf/duration.proto\"F\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\"G\n\x13LoadAdapterResponse\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\"V\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\rdrain_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x15UnloadAdapterResponse\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"b\n\x14ListAdaptersResponse\x12\x31\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x12GetAdapterResponse\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\"<\n\x14WatchAdaptersRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x15\n\runtil_settled\x18\x02 \x01(\x08\"$\n\x10SnapshotComplete\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x9b\x01\n\x15WatchAdaptersResponse\x12\x32\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.AdapterH\x00\x12\x45\n\x11snapshot_complete\x18\x02 \x01(\x0b\x32(.argosy.api.adapters.v1.SnapshotCompleteH\x00\x42\x07\n\x05\x65vent2\xa7\x04\n\x0f\x41\x64\x61ptersService\x12\x66\n\x0bLoadAdapter\x12*.argosy.api.adapters.v1.LoadAdapterRequest\x1a+.argosy.api.adapters.v1.LoadAdapterResponse\x12l\n\rUnloadAdapter\x12,.argosy.api.adapters.v1.UnloadAdapterRequest\x1a-.argosy.api.adapters.v1.UnloadAdapterResponse\x12i\n\x0cListAdapters\x12+.argosy.api.adapters.v1.ListAdaptersRequest\x1a,.argosy.api.adapters.v1.ListAdaptersResponse\x12\x63\n\nGetAdapter\x12).argosy.api.adapters.v1.GetAdapterRequest\x1a*.argosy.api.adapters.v1.GetAdapterResponse\x12n\n\rWatchAdapters\x12,.argosy.api.adapters.v1.WatchAdaptersRequest\x1a-.argosy.api.adapters.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-argosy/api/adapters/v1/adapters_service.proto\x12\x16\x61rgosy.api.adapters.v1\x1a$argosy/api/adapters/v1/adapter.proto\x1a\x1egoogle/protobuf/duration.proto\"V\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\"G\n\x13LoadAdapterResponse\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\"V\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\rdrain_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x15UnloadAdapterResponse\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"b\n\x14ListAdaptersResponse\x12\x31\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x12GetAdapterResponse\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.Adapter\"<\n\x14WatchAdaptersRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x15\n\runtil_settled\x18\x02 \x01(\x08\"$\n\x10SnapshotComplete\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x9b\x01\n\x15WatchAdaptersResponse\x12\x32\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.argosy.api.adapters.v1.AdapterH\x00\x12\x45\n\x11snapshot_complete\x18\x02 \x01(\x0b\x32(.argosy.api.adapters.v1.SnapshotCompleteH\x00\x42\x07\n\x05\x65vent\".\n\x0b\x41liasChoice\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\r\"\x8b\x01\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x07targets\x18\x02 \x03(\x0b\x32#.argosy.api.adapters.v1.AliasChoice\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x14\n\x12_expected_revision\"@\n\x10SetAliasResponse\x12,\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1d.argosy.api.adapters.v1.Alias\"$\n\x14RollbackAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x15RollbackAliasResponse\x12,\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1d.argosy.api.adapters.v1.Alias\"\x1f\n\x0fGetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x10GetAliasResponse\x12,\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1d.argosy.api.adapters.v1.Alias\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x13ListAliasesResponse\x12.\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x1d.argosy.api.adapters.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x13\x44\x65leteAliasResponse\x12,\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1d.argosy.api.adapters.v1.Alias\"r\n\x14UploadAdapterRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x14\n\x0c\x63onfig_bytes\x18\x02 \x01(\x04\x12\x15\n\rweights_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"?\n\x15UploadAdapterResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06source\x18\x02 \x01(\t2\x91\t\n\x0f\x41\x64\x61ptersService\x12\x66\n\x0bLoadAdapter\x12*.argosy.api.adapters.v1.LoadAdapterRequest\x1a+.argosy.api.adapters.v1.LoadAdapterResponse\x12l\n\rUnloadAdapter\x12,.argosy.api.adapters.v1.UnloadAdapterRequest\x1a-.argosy.api.adapters.v1.UnloadAdapterResponse\x12i\n\x0cListAdapters\x12+.argosy.api.adapters.v1.ListAdaptersRequest\x1a,.argosy.api.adapters.v1.ListAdaptersResponse\x12\x63\n\nGetAdapter\x12).argosy.api.adapters.v1.GetAdapterRequest\x1a*.argosy.api.adapters.v1.GetAdapterResponse\x12n\n\rWatchAdapters\x12,.argosy.api.adapters.v1.WatchAdaptersRequest\x1a-.argosy.api.adapters.v1.WatchAdaptersResponse0\x01\x12l\n\rUploadAdapter\x12,.argosy.api.adapters.v1.UploadAdapterRequest\x1a-.argosy.api.adapters.v1.UploadAdapterResponse\x12]\n\x08SetAlias\x12\'.argosy.api.adapters.v1.SetAliasRequest\x1a(.argosy.api.adapters.v1.SetAliasResponse\x12l\n\rRollbackAlias\x12,.argosy.api.adapters.v1.RollbackAliasRequest\x1a-.argosy.api.adapters.v1.RollbackAliasResponse\x12]\n\x08GetAlias\x12\'.argosy.api.adapters.v1.GetAliasRequest\x1a(.argosy.api.adapters.v1.GetAliasResponse\x12\x66\n\x0bListAliases\x12*.argosy.api.adapters.v1.ListAliasesRequest\x1a+.argosy.api.adapters.v1.ListAliasesResponse\x12\x66\n\x0b\x44\x65leteAlias\x12*.argosy.api.adapters.v1.DeleteAliasRequest\x1a+.argosy.api.adapters.v1.DeleteAliasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,53 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'argosy.api.adapters.v1.adap
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOADADAPTERREQUEST']._serialized_start=143
-  _globals['_LOADADAPTERREQUEST']._serialized_end=213
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=215
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=286
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=288
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=374
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=376
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=449
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=451
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=511
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=513
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=611
-  _globals['_GETADAPTERREQUEST']._serialized_start=613
-  _globals['_GETADAPTERREQUEST']._serialized_end=646
-  _globals['_GETADAPTERRESPONSE']._serialized_start=648
-  _globals['_GETADAPTERRESPONSE']._serialized_end=718
-  _globals['_WATCHADAPTERSREQUEST']._serialized_start=720
-  _globals['_WATCHADAPTERSREQUEST']._serialized_end=780
-  _globals['_SNAPSHOTCOMPLETE']._serialized_start=782
-  _globals['_SNAPSHOTCOMPLETE']._serialized_end=818
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=821
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=976
-  _globals['_ADAPTERSSERVICE']._serialized_start=979
-  _globals['_ADAPTERSSERVICE']._serialized_end=1530
+  _globals['_LOADADAPTERREQUEST']._serialized_end=229
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=231
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=302
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=304
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=390
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=392
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=465
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=467
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=527
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=529
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=627
+  _globals['_GETADAPTERREQUEST']._serialized_start=629
+  _globals['_GETADAPTERREQUEST']._serialized_end=662
+  _globals['_GETADAPTERRESPONSE']._serialized_start=664
+  _globals['_GETADAPTERRESPONSE']._serialized_end=734
+  _globals['_WATCHADAPTERSREQUEST']._serialized_start=736
+  _globals['_WATCHADAPTERSREQUEST']._serialized_end=796
+  _globals['_SNAPSHOTCOMPLETE']._serialized_start=798
+  _globals['_SNAPSHOTCOMPLETE']._serialized_end=834
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=837
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=992
+  _globals['_ALIASCHOICE']._serialized_start=994
+  _globals['_ALIASCHOICE']._serialized_end=1040
+  _globals['_SETALIASREQUEST']._serialized_start=1043
+  _globals['_SETALIASREQUEST']._serialized_end=1182
+  _globals['_SETALIASRESPONSE']._serialized_start=1184
+  _globals['_SETALIASRESPONSE']._serialized_end=1248
+  _globals['_ROLLBACKALIASREQUEST']._serialized_start=1250
+  _globals['_ROLLBACKALIASREQUEST']._serialized_end=1286
+  _globals['_ROLLBACKALIASRESPONSE']._serialized_start=1288
+  _globals['_ROLLBACKALIASRESPONSE']._serialized_end=1357
+  _globals['_GETALIASREQUEST']._serialized_start=1359
+  _globals['_GETALIASREQUEST']._serialized_end=1390
+  _globals['_GETALIASRESPONSE']._serialized_start=1392
+  _globals['_GETALIASRESPONSE']._serialized_end=1456
+  _globals['_LISTALIASESREQUEST']._serialized_start=1458
+  _globals['_LISTALIASESREQUEST']._serialized_end=1517
+  _globals['_LISTALIASESRESPONSE']._serialized_start=1519
+  _globals['_LISTALIASESRESPONSE']._serialized_end=1613
+  _globals['_DELETEALIASREQUEST']._serialized_start=1615
+  _globals['_DELETEALIASREQUEST']._serialized_end=1649
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1651
+  _globals['_DELETEALIASRESPONSE']._serialized_end=1718
+  _globals['_UPLOADADAPTERREQUEST']._serialized_start=1720
+  _globals['_UPLOADADAPTERREQUEST']._serialized_end=1834
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_start=1836
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_end=1899
+  _globals['_ADAPTERSSERVICE']._serialized_start=1902
+  _globals['_ADAPTERSSERVICE']._serialized_end=3071
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,12 @@ if _version_not_supported:
 class AdaptersServiceStub(object):
     """Loads, lists and unloads adapters at run time. No running request is disturbed by any of it.
 
-    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING).
+    What should be resident is kept in the server's database: it survives a restart, and every server on that database
+    brings it about within two seconds. A call that changes something and is repeated with the same `x-request-id` answers
+    what it answered at first, and changes nothing more.
+
+    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING,
+    STORE_UNAVAILABLE).
     """
 
     def __init__(self, channel):
@@ -62,12 +67,47 @@ class AdaptersServiceStub(object):
                 request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersRequest.SerializeToString,
                 response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersResponse.FromString,
                 _registered_method=True)
+        self.UploadAdapter = channel.unary_unary(
+                '/argosy.api.adapters.v1.AdaptersService/UploadAdapter',
+                request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/argosy.api.adapters.v1.AdaptersService/SetAlias',
+                request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/argosy.api.adapters.v1.AdaptersService/RollbackAlias',
+                request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.GetAlias = channel.unary_unary(
+                '/argosy.api.adapters.v1.AdaptersService/GetAlias',
+                request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.GetAliasRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.GetAliasResponse.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/argosy.api.adapters.v1.AdaptersService/ListAliases',
+                request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/argosy.api.adapters.v1.AdaptersService/DeleteAlias',
+                request_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
 
 
 class AdaptersServiceServicer(object):
     """Loads, lists and unloads adapters at run time. No running request is disturbed by any of it.
 
-    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING).
+    What should be resident is kept in the server's database: it survives a restart, and every server on that database
+    brings it about within two seconds. A call that changes something and is repeated with the same `x-request-id` answers
+    what it answered at first, and changes nothing more.
+
+    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING,
+    STORE_UNAVAILABLE).
     """
 
     def LoadAdapter(self, request, context):
@@ -83,7 +123,8 @@ class AdaptersServiceServicer(object):
 
     def UnloadAdapter(self, request, context):
         """Takes an adapter out of service: no new requests, running ones finish or reach the drain deadline, then its slot is
-        freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND).
+        freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND), and with FAILED_PRECONDITION (ADAPTER_IN_USE) while
+        an alias points at it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,6 +146,55 @@ class AdaptersServiceServicer(object):
 
     def WatchAdapters(self, request, context):
         """Sends adapters as they are, then each change. Fails with NOT_FOUND (ADAPTER_NOT_FOUND) for a name that is not known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadAdapter(self, request, context):
+        """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+        connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+        (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+        (ADAPTER_INVALID) where the whole does not have its digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Gives an alias its meaning, in one step: each request that comes later goes by it, running ones end as they began.
+        Another server takes it over as soon as every version of it is ready there. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)
+        or FAILED_PRECONDITION (ADAPTER_NOT_READY) for a target that is not loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Gives an alias the meaning that it had before it was last set; again, the one before that. Fails with NOT_FOUND
+        (ALIAS_NOT_FOUND) or FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK; ADAPTER_NOT_READY where a version of then is not
+        loaded any more).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAlias(self, request, context):
+        """Describes one alias. Fails with NOT_FOUND (ALIAS_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """Lists aliases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Forgets an alias; requests that name it later fail. Fails with NOT_FOUND (ALIAS_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +228,36 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
                     request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersRequest.FromString,
                     response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersResponse.SerializeToString,
             ),
+            'UploadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadAdapter,
+                    request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.SetAliasRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'GetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAlias,
+                    request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.GetAliasRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.GetAliasResponse.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.ListAliasesRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.DeleteAliasResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'argosy.api.adapters.v1.AdaptersService', rpc_method_handlers)
@@ -149,7 +269,12 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
 class AdaptersService(object):
     """Loads, lists and unloads adapters at run time. No running request is disturbed by any of it.
 
-    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING).
+    What should be resident is kept in the server's database: it survives a restart, and every server on that database
+    brings it about within two seconds. A call that changes something and is repeated with the same `x-request-id` answers
+    what it answered at first, and changes nothing more.
+
+    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING,
+    STORE_UNAVAILABLE).
     """
 
     @staticmethod
@@ -277,6 +402,168 @@ class AdaptersService(object):
             '/argosy.api.adapters.v1.AdaptersService/WatchAdapters',
             argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersRequest.SerializeToString,
             argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.WatchAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.adapters.v1.AdaptersService/UploadAdapter',
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterRequest.SerializeToString,
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.UploadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.adapters.v1.AdaptersService/SetAlias',
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.SetAliasRequest.SerializeToString,
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.adapters.v1.AdaptersService/RollbackAlias',
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.RollbackAliasRequest.SerializeToString,
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.adapters.v1.AdaptersService/GetAlias',
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.GetAliasRequest.SerializeToString,
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.GetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.adapters.v1.AdaptersService/ListAliases',
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.ListAliasesRequest.SerializeToString,
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.api.adapters.v1.AdaptersService/DeleteAlias',
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.DeleteAliasRequest.SerializeToString,
+            argosy_dot_api_dot_adapters_dot_v1_dot_adapters__service__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

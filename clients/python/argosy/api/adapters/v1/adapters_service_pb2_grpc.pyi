@@ -29,7 +29,12 @@ GRPC_VERSION: str
 class AdaptersServiceStub:
     """Loads, lists and unloads adapters at run time. No running request is disturbed by any of it.
 
-    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING).
+    What should be resident is kept in the server's database: it survives a restart, and every server on that database
+    brings it about within two seconds. A call that changes something and is repeated with the same `x-request-id` answers
+    what it answered at first, and changes nothing more.
+
+    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING,
+    STORE_UNAVAILABLE).
     """
 
     @_typing.overload
@@ -45,7 +50,8 @@ class AdaptersServiceStub:
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.UnloadAdapterRequest, _adapters_service_pb2.UnloadAdapterResponse]
     """Takes an adapter out of service: no new requests, running ones finish or reach the drain deadline, then its slot is
-    freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND).
+    freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND), and with FAILED_PRECONDITION (ADAPTER_IN_USE) while
+    an alias points at it.
     """
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.ListAdaptersRequest, _adapters_service_pb2.ListAdaptersResponse]
     """Lists adapters, the last 1,000 in a final state included until their names are used again."""
@@ -53,12 +59,39 @@ class AdaptersServiceStub:
     """Describes one adapter. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)."""
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapters_service_pb2.WatchAdaptersRequest, _adapters_service_pb2.WatchAdaptersResponse]
     """Sends adapters as they are, then each change. Fails with NOT_FOUND (ADAPTER_NOT_FOUND) for a name that is not known."""
+    UploadAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.UploadAdapterRequest, _adapters_service_pb2.UploadAdapterResponse]
+    """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+    connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+    (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+    (ADAPTER_INVALID) where the whole does not have its digest.
+    """
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.SetAliasRequest, _adapters_service_pb2.SetAliasResponse]
+    """Gives an alias its meaning, in one step: each request that comes later goes by it, running ones end as they began.
+    Another server takes it over as soon as every version of it is ready there. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)
+    or FAILED_PRECONDITION (ADAPTER_NOT_READY) for a target that is not loaded.
+    """
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.RollbackAliasRequest, _adapters_service_pb2.RollbackAliasResponse]
+    """Gives an alias the meaning that it had before it was last set; again, the one before that. Fails with NOT_FOUND
+    (ALIAS_NOT_FOUND) or FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK; ADAPTER_NOT_READY where a version of then is not
+    loaded any more).
+    """
+    GetAlias: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.GetAliasRequest, _adapters_service_pb2.GetAliasResponse]
+    """Describes one alias. Fails with NOT_FOUND (ALIAS_NOT_FOUND)."""
+    ListAliases: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.ListAliasesRequest, _adapters_service_pb2.ListAliasesResponse]
+    """Lists aliases."""
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_adapters_service_pb2.DeleteAliasRequest, _adapters_service_pb2.DeleteAliasResponse]
+    """Forgets an alias; requests that name it later fail. Fails with NOT_FOUND (ALIAS_NOT_FOUND)."""
 
 @_typing.type_check_only
 class AdaptersServiceAsyncStub(AdaptersServiceStub):
     """Loads, lists and unloads adapters at run time. No running request is disturbed by any of it.
 
-    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING).
+    What should be resident is kept in the server's database: it survives a restart, and every server on that database
+    brings it about within two seconds. A call that changes something and is repeated with the same `x-request-id` answers
+    what it answered at first, and changes nothing more.
+
+    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING,
+    STORE_UNAVAILABLE).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,7 +104,8 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.UnloadAdapterRequest, _adapters_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """Takes an adapter out of service: no new requests, running ones finish or reach the drain deadline, then its slot is
-    freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND).
+    freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND), and with FAILED_PRECONDITION (ADAPTER_IN_USE) while
+    an alias points at it.
     """
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.ListAdaptersRequest, _adapters_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """Lists adapters, the last 1,000 in a final state included until their names are used again."""
@@ -79,11 +113,38 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     """Describes one adapter. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)."""
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapters_service_pb2.WatchAdaptersRequest, _adapters_service_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
     """Sends adapters as they are, then each change. Fails with NOT_FOUND (ADAPTER_NOT_FOUND) for a name that is not known."""
+    UploadAdapter: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.UploadAdapterRequest, _adapters_service_pb2.UploadAdapterResponse]  # type: ignore[assignment]
+    """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+    connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+    (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+    (ADAPTER_INVALID) where the whole does not have its digest.
+    """
+    SetAlias: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.SetAliasRequest, _adapters_service_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Gives an alias its meaning, in one step: each request that comes later goes by it, running ones end as they began.
+    Another server takes it over as soon as every version of it is ready there. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)
+    or FAILED_PRECONDITION (ADAPTER_NOT_READY) for a target that is not loaded.
+    """
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.RollbackAliasRequest, _adapters_service_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Gives an alias the meaning that it had before it was last set; again, the one before that. Fails with NOT_FOUND
+    (ALIAS_NOT_FOUND) or FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK; ADAPTER_NOT_READY where a version of then is not
+    loaded any more).
+    """
+    GetAlias: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.GetAliasRequest, _adapters_service_pb2.GetAliasResponse]  # type: ignore[assignment]
+    """Describes one alias. Fails with NOT_FOUND (ALIAS_NOT_FOUND)."""
+    ListAliases: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.ListAliasesRequest, _adapters_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
+    """Lists aliases."""
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_adapters_service_pb2.DeleteAliasRequest, _adapters_service_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Forgets an alias; requests that name it later fail. Fails with NOT_FOUND (ALIAS_NOT_FOUND)."""
 
 class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
     """Loads, lists and unloads adapters at run time. No running request is disturbed by any of it.
 
-    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING).
+    What should be resident is kept in the server's database: it survives a restart, and every server on that database
+    brings it about within two seconds. A call that changes something and is repeated with the same `x-request-id` answers
+    what it answered at first, and changes nothing more.
+
+    Errors of every method: INVALID_ARGUMENT (INVALID_FIELD, MALFORMED_MESSAGE), UNAVAILABLE (STARTING, DRAINING,
+    STORE_UNAVAILABLE).
     """
 
     @_abc_1.abstractmethod
@@ -106,7 +167,8 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_adapters_service_pb2.UnloadAdapterResponse]]:
         """Takes an adapter out of service: no new requests, running ones finish or reach the drain deadline, then its slot is
-        freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND).
+        freed. Answers at once. Fails with NOT_FOUND (ADAPTER_NOT_FOUND), and with FAILED_PRECONDITION (ADAPTER_IN_USE) while
+        an alias points at it.
         """
 
     @_abc_1.abstractmethod
@@ -132,5 +194,63 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapters_service_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapters_service_pb2.WatchAdaptersResponse]]:
         """Sends adapters as they are, then each change. Fails with NOT_FOUND (ADAPTER_NOT_FOUND) for a name that is not known."""
+
+    @_abc_1.abstractmethod
+    def UploadAdapter(
+        self,
+        request: _adapters_service_pb2.UploadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_service_pb2.UploadAdapterResponse, _abc.Awaitable[_adapters_service_pb2.UploadAdapterResponse]]:
+        """Takes a part of an adapter that the caller sends, for LoadAdapter to load. The parts may come through several
+        connections and servers; what is here stays for a day, and for as long as it is loaded. Fails with INVALID_ARGUMENT
+        (INPUT_TOO_LARGE), RESOURCE_EXHAUSTED (QUEUE_FULL) while too many uploads are unfinished, and FAILED_PRECONDITION
+        (ADAPTER_INVALID) where the whole does not have its digest.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _adapters_service_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_service_pb2.SetAliasResponse, _abc.Awaitable[_adapters_service_pb2.SetAliasResponse]]:
+        """Gives an alias its meaning, in one step: each request that comes later goes by it, running ones end as they began.
+        Another server takes it over as soon as every version of it is ready there. Fails with NOT_FOUND (ADAPTER_NOT_FOUND)
+        or FAILED_PRECONDITION (ADAPTER_NOT_READY) for a target that is not loaded.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _adapters_service_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_service_pb2.RollbackAliasResponse, _abc.Awaitable[_adapters_service_pb2.RollbackAliasResponse]]:
+        """Gives an alias the meaning that it had before it was last set; again, the one before that. Fails with NOT_FOUND
+        (ALIAS_NOT_FOUND) or FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK; ADAPTER_NOT_READY where a version of then is not
+        loaded any more).
+        """
+
+    @_abc_1.abstractmethod
+    def GetAlias(
+        self,
+        request: _adapters_service_pb2.GetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_service_pb2.GetAliasResponse, _abc.Awaitable[_adapters_service_pb2.GetAliasResponse]]:
+        """Describes one alias. Fails with NOT_FOUND (ALIAS_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def ListAliases(
+        self,
+        request: _adapters_service_pb2.ListAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_service_pb2.ListAliasesResponse, _abc.Awaitable[_adapters_service_pb2.ListAliasesResponse]]:
+        """Lists aliases."""
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _adapters_service_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_service_pb2.DeleteAliasResponse, _abc.Awaitable[_adapters_service_pb2.DeleteAliasResponse]]:
+        """Forgets an alias; requests that name it later fail. Fails with NOT_FOUND (ALIAS_NOT_FOUND)."""
 
 def add_AdaptersServiceServicer_to_server(servicer: AdaptersServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

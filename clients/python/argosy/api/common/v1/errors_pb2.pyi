@@ -46,6 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such adapter here. Metadata: adapter."""
     ERROR_REASON_TOOL_NOT_FOUND: _ErrorReason.ValueType  # 22
     """NOT_FOUND: no such tool here. Metadata: tool."""
+    ERROR_REASON_ALIAS_NOT_FOUND: _ErrorReason.ValueType  # 23
+    """NOT_FOUND: no such alias of adapters here. Metadata: alias."""
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 24
     """NOT_FOUND: no such agent run here. Metadata: run_id."""
     ERROR_REASON_REQUEST_NOT_FOUND: _ErrorReason.ValueType  # 25
@@ -62,7 +64,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
-    ERROR_REASON_RUN_STATE: _ErrorReason.ValueType  # 47
+    ERROR_REASON_ADAPTER_IN_USE: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
+    ERROR_REASON_NOTHING_TO_ROLL_BACK: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
+    ERROR_REASON_ALIAS_CHANGED: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
+    ERROR_REASON_RUN_STATE: _ErrorReason.ValueType  # 48
     """FAILED_PRECONDITION: the agent run cannot do this where it stands. Metadata: run_id, state."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.
@@ -124,6 +132,8 @@ ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 21
 """NOT_FOUND: no such adapter here. Metadata: adapter."""
 ERROR_REASON_TOOL_NOT_FOUND: ErrorReason.ValueType  # 22
 """NOT_FOUND: no such tool here. Metadata: tool."""
+ERROR_REASON_ALIAS_NOT_FOUND: ErrorReason.ValueType  # 23
+"""NOT_FOUND: no such alias of adapters here. Metadata: alias."""
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 24
 """NOT_FOUND: no such agent run here. Metadata: run_id."""
 ERROR_REASON_REQUEST_NOT_FOUND: ErrorReason.ValueType  # 25
@@ -140,7 +150,13 @@ ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: the caller's tokenizer is not the model's. Metadata: model, expected, value."""
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION: the model has no chat template. Metadata: model."""
-ERROR_REASON_RUN_STATE: ErrorReason.ValueType  # 47
+ERROR_REASON_ADAPTER_IN_USE: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION: an alias points at the adapter. Metadata: adapter, alias."""
+ERROR_REASON_NOTHING_TO_ROLL_BACK: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION: the alias has no former state. Metadata: alias."""
+ERROR_REASON_ALIAS_CHANGED: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION: the alias was set by somebody else meanwhile. Metadata: alias, expected, value (revisions)."""
+ERROR_REASON_RUN_STATE: ErrorReason.ValueType  # 48
 """FAILED_PRECONDITION: the agent run cannot do this where it stands. Metadata: run_id, state."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: too many requests wait already, or too many tokens of their prompts; the message tells which.

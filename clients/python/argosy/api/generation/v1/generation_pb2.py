@@ -26,7 +26,7 @@ from argosy.api.common.v1 import chat_pb2 as argosy_dot_api_dot_common_dot_v1_do
 from argosy.api.common.v1 import usage_pb2 as argosy_dot_api_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)argosy/api/generation/v1/generation.proto\x12\x18\x61rgosy.api.generation.v1\x1a\x1f\x61rgosy/api/common/v1/chat.proto\x1a argosy/api/common/v1/usage.proto\"\xf6\x02\n\x0eGenerationSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x30\n\x04\x63hat\x18\x04 \x01(\x0b\x32 .argosy.api.common.v1.ChatPromptH\x00\x12\x30\n\x06tokens\x18\x05 \x01(\x0b\x32\x1e.argosy.api.common.v1.TokenIdsH\x00\x12:\n\x08sampling\x18\x06 \x01(\x0b\x32(.argosy.api.generation.v1.SamplingParams\x12\x45\n\x11structured_output\x18\x07 \x01(\x0b\x32*.argosy.api.generation.v1.StructuredOutput\x12\x1d\n\x15tokenizer_fingerprint\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x11\x12\x12\n\ncache_salt\x18\n \x01(\tB\x08\n\x06prompt\"\x95\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12K\n\nlogit_bias\x18\x08 \x03(\x0b\x32\x37.argosy.api.generation.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x12\x17\n\nmax_tokens\x18\n \x01(\rH\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0b \x01(\rH\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x0e\n\x01n\x18\x0f \x01(\rH\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x10 \x01(\rH\x0b\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x04\n\x02_nB\x0b\n\t_logprobs\"\x8a\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x12\x36\n\x06\x63hoice\x18\x04 \x01(\x0b\x32$.argosy.api.generation.v1.TextChoiceH\x00\x42\x06\n\x04\x66orm\"\x1d\n\nTextChoice\x12\x0f\n\x07options\x18\x01 \x03(\t\"U\n\x06Origin\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x04 \x01(\t\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"|\n\rTokenLogprobs\x12\x36\n\x06\x63hosen\x18\x01 \x01(\x0b\x32&.argosy.api.generation.v1.TokenLogprob\x12\x33\n\x03top\x18\x02 \x03(\x0b\x32&.argosy.api.generation.v1.TokenLogprob\"\x8a\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12=\n\rfinish_reason\x18\x04 \x01(\x0e\x32&.argosy.api.generation.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x39\n\x08logprobs\x18\x07 \x03(\x0b\x32\'.argosy.api.generation.v1.TokenLogprobsB\x0e\n\x0c_stop_stringB\x10\n\x0e_stop_token_id*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)argosy/api/generation/v1/generation.proto\x12\x18\x61rgosy.api.generation.v1\x1a\x1f\x61rgosy/api/common/v1/chat.proto\x1a argosy/api/common/v1/usage.proto\"\x92\x03\n\x0eGenerationSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x30\n\x04\x63hat\x18\x04 \x01(\x0b\x32 .argosy.api.common.v1.ChatPromptH\x00\x12\x30\n\x06tokens\x18\x05 \x01(\x0b\x32\x1e.argosy.api.common.v1.TokenIdsH\x00\x12:\n\x08sampling\x18\x06 \x01(\x0b\x32(.argosy.api.generation.v1.SamplingParams\x12\x45\n\x11structured_output\x18\x07 \x01(\x0b\x32*.argosy.api.generation.v1.StructuredOutput\x12\x1d\n\x15tokenizer_fingerprint\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x11\x12\x12\n\ncache_salt\x18\n \x01(\t\x12\x1a\n\x12\x61\x64\x61pter_sticky_key\x18\x0b \x01(\tB\x08\n\x06prompt\"\x95\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12K\n\nlogit_bias\x18\x08 \x03(\x0b\x32\x37.argosy.api.generation.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x12\x17\n\nmax_tokens\x18\n \x01(\rH\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0b \x01(\rH\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x0e\n\x01n\x18\x0f \x01(\rH\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x10 \x01(\rH\x0b\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x04\n\x02_nB\x0b\n\t_logprobs\"\x8a\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x12\x36\n\x06\x63hoice\x18\x04 \x01(\x0b\x32$.argosy.api.generation.v1.TextChoiceH\x00\x42\x06\n\x04\x66orm\"\x1d\n\nTextChoice\x12\x0f\n\x07options\x18\x01 \x03(\t\"U\n\x06Origin\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x04 \x01(\t\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"|\n\rTokenLogprobs\x12\x36\n\x06\x63hosen\x18\x01 \x01(\x0b\x32&.argosy.api.generation.v1.TokenLogprob\x12\x33\n\x03top\x18\x02 \x03(\x0b\x32&.argosy.api.generation.v1.TokenLogprob\"\x8a\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12=\n\rfinish_reason\x18\x04 \x01(\x0e\x32&.argosy.api.generation.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x39\n\x08logprobs\x18\x07 \x03(\x0b\x32\'.argosy.api.generation.v1.TokenLogprobsB\x0e\n\x0c_stop_stringB\x10\n\x0e_stop_token_id*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1884
-  _globals['_FINISHREASON']._serialized_end=1979
+  _globals['_FINISHREASON']._serialized_start=1912
+  _globals['_FINISHREASON']._serialized_end=2007
   _globals['_GENERATIONSPEC']._serialized_start=139
-  _globals['_GENERATIONSPEC']._serialized_end=513
-  _globals['_SAMPLINGPARAMS']._serialized_start=516
-  _globals['_SAMPLINGPARAMS']._serialized_end=1177
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=959
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1007
-  _globals['_STRUCTUREDOUTPUT']._serialized_start=1180
-  _globals['_STRUCTUREDOUTPUT']._serialized_end=1318
-  _globals['_TEXTCHOICE']._serialized_start=1320
-  _globals['_TEXTCHOICE']._serialized_end=1349
-  _globals['_ORIGIN']._serialized_start=1351
-  _globals['_ORIGIN']._serialized_end=1436
-  _globals['_TOKENLOGPROB']._serialized_start=1438
-  _globals['_TOKENLOGPROB']._serialized_end=1487
-  _globals['_TOKENLOGPROBS']._serialized_start=1489
-  _globals['_TOKENLOGPROBS']._serialized_end=1613
-  _globals['_CHOICE']._serialized_start=1616
-  _globals['_CHOICE']._serialized_end=1882
+  _globals['_GENERATIONSPEC']._serialized_end=541
+  _globals['_SAMPLINGPARAMS']._serialized_start=544
+  _globals['_SAMPLINGPARAMS']._serialized_end=1205
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=987
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1035
+  _globals['_STRUCTUREDOUTPUT']._serialized_start=1208
+  _globals['_STRUCTUREDOUTPUT']._serialized_end=1346
+  _globals['_TEXTCHOICE']._serialized_start=1348
+  _globals['_TEXTCHOICE']._serialized_end=1377
+  _globals['_ORIGIN']._serialized_start=1379
+  _globals['_ORIGIN']._serialized_end=1464
+  _globals['_TOKENLOGPROB']._serialized_start=1466
+  _globals['_TOKENLOGPROB']._serialized_end=1515
+  _globals['_TOKENLOGPROBS']._serialized_start=1517
+  _globals['_TOKENLOGPROBS']._serialized_end=1641
+  _globals['_CHOICE']._serialized_start=1644
+  _globals['_CHOICE']._serialized_end=1910
 # @@protoc_insertion_point(module_scope)

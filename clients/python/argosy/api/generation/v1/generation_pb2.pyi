@@ -61,10 +61,13 @@ class GenerationSpec(_message.Message):
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    ADAPTER_STICKY_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model. Empty means the default model."""
     adapter: _builtins.str
-    """Name of a loaded adapter. Empty means the base model."""
+    """Name of a loaded adapter, its version (64 hexadecimal digits), or an alias such as `support@prod`. Empty means the
+    base model. The answer's Origin says which adapter and version spoke.
+    """
     text: _builtins.str
     """As text, tokenized with the model's special tokens. At most 4 MiB."""
     tokenizer_fingerprint: _builtins.str
@@ -81,6 +84,10 @@ class GenerationSpec(_message.Message):
     """Computed beginnings of prompts are shared by the calls of one API key that give the same salt, so that times and
     `cached_tokens` tell nothing about the prompts of others. Give one for each of your own users where they must not
     learn of each other's prompts. At most 256 bytes. Empty: shared by the calls that give none.
+    """
+    adapter_sticky_key: _builtins.str
+    """Requests that name an alias and have the same key here get the same version of it, as long as the alias stays. At
+    most 256 bytes. Empty: each request is drawn by the weights alone.
     """
     @_builtins.property
     def chat(self) -> _chat_pb2.ChatPrompt:
@@ -111,10 +118,11 @@ class GenerationSpec(_message.Message):
         tokenizer_fingerprint: _builtins.str = ...,
         priority: _builtins.int = ...,
         cache_salt: _builtins.str = ...,
+        adapter_sticky_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "structured_output", b"structured_output", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "chat", b"chat", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "structured_output", b"structured_output", "text", b"text", "tokenizer_fingerprint", b"tokenizer_fingerprint", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "adapter_sticky_key", b"adapter_sticky_key", "cache_salt", b"cache_salt", "chat", b"chat", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "structured_output", b"structured_output", "text", b"text", "tokenizer_fingerprint", b"tokenizer_fingerprint", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -355,7 +355,7 @@ class ScoreRequest(_message.Message):
     model: _builtins.str
     """Name of the model. Empty means the default model."""
     adapter: _builtins.str
-    """Name of a loaded adapter. Empty means the base model."""
+    """Name of a loaded adapter, its version, or an alias. Empty means the base model."""
     tokenizer_fingerprint: _builtins.str
     """Fingerprint of the tokenizer that made the token ids. Unset: not checked. A mismatch is FAILED_PRECONDITION."""
     priority: _builtins.int

@@ -1,0 +1,1 @@
+"""Argosy's Grafana dashboards as code; `python -m argosy_dashboards` writes them as JSON."""

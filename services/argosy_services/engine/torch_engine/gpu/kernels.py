@@ -1,0 +1,96 @@
+"""What the GPU path computes with kernels of its own, and the words in which it asks for that. Without Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from argosy_services.engine.torch_engine.config import Activation
+
+# Ranks of adapters are rounded up to a multiple of it.
+RANK_TILE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """One layer's keys and values, each `[kv_heads, slots, head_dim]`; see `kv_pool.py`."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    block_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How queries and keys become scores: `scale`, `softcap` and `window` as `DecoderConfig` and `LayerKind` say."""
+
+    scale: float
+    softcap: float | None
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Pieces of prompts in one flat batch.
+
+    `tables` int32 `[sequences, width]` are their blocks; `spans` int32 `[sequences, 3]` the first row of each piece in
+    the batch, its position and its tokens; `tasks` int32 `[programs, 2]` a sequence and a first query vector each, as
+    the kernels divide them (`Kernels.tasks_of`).
+    """
+
+    tables: torch.Tensor
+    spans: torch.Tensor
+    tasks: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """One module's factors of all adapters: `a` `[slots, rank, in]` and `b` `[slots, out, rank]`."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Kernels(Protocol):
+    """The kernels. Each result is new memory unless it says otherwise."""
+
+    def norm(self, states: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool) -> torch.Tensor:
+        """RMSNorm over the last dimension of `[tokens, size]` or `[tokens, heads, size]`."""
+        ...
+
+    def rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Turns `[tokens, heads, head_dim]` by `cos` and `sin` `[tokens, 1, head_dim]`."""
+        ...
+
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """`activation(gate) * up`, each `[tokens, size]`."""
+        ...
+
+    def attend_decodes(
+        self, query: torch.Tensor, cache: Cache, tables: torch.Tensor, positions: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """Attends with one token of each sequence, `query` `[rows, heads, head_dim]`, whose key is in the cache.
+
+        `tables` int32 `[rows, width]` are the sequences' blocks, `positions` int64 `[rows]` the tokens' places. Gives
+        `[rows, heads * head_dim]`.
+        """
+        ...
+
+    def attend_prompts(self, query: torch.Tensor, cache: Cache, prompts: Prompts, scoring: Scoring) -> torch.Tensor:
+        """The same with `query` `[tokens, heads, head_dim]` of pieces of prompts."""
+        ...
+
+    def tasks_of(self, counts: list[int], group: int, vector_bytes: int) -> list[tuple[int, int]]:
+        """The `Prompts.tasks` of pieces of `counts` tokens whose key-value heads have `group` query heads each, of
+        `vector_bytes` bytes."""
+        ...
+
+    def add_low_rank(
+        self, states: torch.Tensor, out: torch.Tensor, factors: Factors, slots: torch.Tensor, ranks: torch.Tensor
+    ) -> None:
+        """Adds to `out` `[rows, out]`, in place, the product of `states` `[rows, in]` with the factors of each row's
+        slot, int64 `[rows]`, -1 for a row without adapter. `ranks` int32 `[slots]` says how many of a slot's factors
+        are in use."""
+        ...

@@ -1,0 +1,111 @@
+"""Adapters' low-rank products, for rows that each have an adapter of their own, or none (idea: Punica, Chen et al.,
+2023)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from argosy_services.engine.torch_engine.gpu.kernels import RANK_TILE, Factors
+
+_IN_TILE = 256
+_OUT_TILE = 128
+
+
+def add_low_rank(
+    states: torch.Tensor, out: torch.Tensor, factors: Factors, slots: torch.Tensor, ranks: torch.Tensor
+) -> None:
+    """See `kernels.Kernels`."""
+    rows, inputs = states.shape
+    _, rank, _ = factors.a.shape
+    outputs = out.shape[1]
+    low = torch.empty(rows, rank, dtype=torch.float32, device=states.device)
+    _shrink[(rows, rank // RANK_TILE)](
+        states,
+        factors.a,
+        low,
+        slots,
+        ranks,
+        states.stride(0),
+        factors.a.stride(0),
+        inputs,
+        rank,
+        RANK=RANK_TILE,
+        TILE=_IN_TILE,
+    )
+    _expand[(rows, triton.cdiv(outputs, _OUT_TILE))](
+        low,
+        factors.b,
+        out,
+        slots,
+        ranks,
+        out.stride(0),
+        factors.b.stride(0),
+        outputs,
+        rank,
+        RANK=RANK_TILE,
+        TILE=_OUT_TILE,
+    )
+
+
+@triton.jit
+def _shrink(
+    states,
+    a,
+    low,
+    slots,
+    ranks,
+    state_stride,
+    slot_stride,
+    inputs,
+    rank,
+    RANK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot = tl.load(slots + row)
+    if slot >= 0:  # noqa: SIM102
+        # Not one condition: Triton evaluates both sides of an `and`.
+        if part * RANK < tl.load(ranks + slot):
+            factor = part * RANK + tl.arange(0, RANK)
+            source = a + slot * slot_stride + factor[:, None] * inputs
+            total = tl.zeros([RANK], tl.float32)
+            for at in range(0, inputs, TILE):
+                column = at + tl.arange(0, TILE)
+                inside = column < inputs
+                given = tl.load(states + row * state_stride + column, mask=inside, other=0.0).to(tl.float32)
+                weights = tl.load(source + column[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
+                total += tl.sum(weights * given[None, :], axis=1)
+            tl.store(low + row * rank + factor, total)
+
+
+@triton.jit
+def _expand(
+    low,
+    b,
+    out,
+    slots,
+    ranks,
+    out_stride,
+    slot_stride,
+    outputs,
+    rank,
+    RANK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row)
+    if slot >= 0:
+        column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        inside = column < outputs
+        total = tl.zeros([TILE], tl.float32)
+        for at in range(0, tl.load(ranks + slot), RANK):
+            factor = at + tl.arange(0, RANK)
+            given = tl.load(low + row * rank + factor)
+            source = b + slot * slot_stride + column[:, None] * rank + factor[None, :]
+            weights = tl.load(source, mask=inside[:, None], other=0.0).to(tl.float32)
+            total += tl.sum(weights * given[None, :], axis=1)
+        target = out + row * out_stride + column
+        base = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+        tl.store(target, (base + total).to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,175 @@
+"""What the chart makes of every file below ci/ is what Kubernetes, KubeRay and the Prometheus Operator take."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from .conftest import CHART, ROOT, Manifest, Render, of_kind, pod_templates
+
+# The oldest that the chart takes, one in the middle, and the newest whose schemas there are.
+KUBERNETES = ("1.27", "1.32", "1.37")
+CUSTOM = ("ray.io", "monitoring.coreos.com")
+# There is no schema of KEDA's here.
+UNCHECKED = ("keda.sh",)
+
+
+def _group(manifest: Manifest) -> str:
+    return manifest["apiVersion"].rpartition("/")[0]
+
+
+def test_helm_has_nothing_to_say(helm: Callable[..., Any], case: Path) -> None:
+    done = helm("lint", "--strict", CHART, "--values", case)
+    assert done.returncode == 0, done.stdout
+    assert "WARNING" not in done.stdout
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_takes_every_object(manifests: Render, case: Path, version: str) -> None:
+    checked = 0
+    for manifest in manifests(case):
+        if _group(manifest) not in (*CUSTOM, *UNCHECKED):
+            kubernetes_validate.validate(manifest, version, strict=True)
+            checked += 1
+    assert checked >= 4
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_takes_the_pods_of_ray(manifests: Render, case: Path, version: str) -> None:
+    for name, template in pod_templates(manifests(case)):
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        pod["metadata"] = {"name": name, **pod["metadata"]}
+        kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_custom_resources_fit_their_definitions(manifests: Render, case: Path) -> None:
+    schemas = _schemas()
+    for manifest in manifests(case):
+        if _group(manifest) in CUSTOM:
+            version = manifest["apiVersion"].rpartition("/")[2]
+            jsonschema.Draft202012Validator(schemas[manifest["kind"]][version]).validate(manifest)
+
+
+def test_a_field_that_no_definition_has_is_found() -> None:
+    schema = _schemas()["PodMonitor"]["v1"]
+    monitor = {"spec": {"selector": {}, "podMetricsEndpoints": [{"port": "metrics", "intervall": "1s"}]}}
+    with pytest.raises(jsonschema.ValidationError, match="intervall"):
+        jsonschema.Draft202012Validator(schema).validate(monitor)
+
+
+def test_keda_scales_the_deployment(manifests: Render) -> None:
+    found = manifests(CHART / "ci/embedded-keda-values.yaml")
+    (scaled,) = of_kind(found, "ScaledObject")
+    (deployment,) = of_kind(found, "Deployment")
+    assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    (trigger,) = scaled["spec"]["triggers"]
+    assert trigger["metadata"]["threshold"] == "4096"
+    # The metric is one that servers have.
+    name = re.search(r"argosy_\w+", trigger["metadata"]["query"])
+    assert name is not None
+    assert f"`{name[0]}`" in (ROOT / "docs/metrics.md").read_text()
+
+
+def test_the_same_values_give_the_same_bytes(helm: Callable[..., Any], case: Path) -> None:
+    first, second = (helm("template", "fleet", CHART, "--values", case).stdout for _ in range(2))
+    assert first == second
+    assert first
+
+
+def test_selectors_find_the_pods(manifests: Render, case: Path) -> None:
+    """Fails when a selector asks for a label that pods do not have."""
+    found = manifests(case)
+    # KubeRay sets these on the pods that it makes.
+    pods = [
+        {**template["metadata"]["labels"], "ray.io/group": name, "ray.io/serve": "true"}
+        for name, template in pod_templates(found)
+    ]
+    selectors = [
+        manifest["spec"]["selector"].get("matchLabels", manifest["spec"]["selector"])
+        for manifest in found
+        if manifest["kind"] in ("Service", "PodDisruptionBudget", "Deployment", "PodMonitor")
+    ]
+    selectors += [manifest["spec"]["podSelector"]["matchLabels"] for manifest in of_kind(found, "NetworkPolicy")]
+    selectors += [
+        spread["labelSelector"]["matchLabels"]
+        for _, template in pod_templates(found)
+        for spread in template["spec"].get("topologySpreadConstraints", ())
+    ]
+    for selector in selectors:
+        assert any(selector.items() <= labels.items() for labels in pods), selector
+
+
+def test_what_monitors_ask_for_is_there(manifests: Render, case: Path) -> None:
+    found = manifests(case)
+    services = {port["name"] for service in of_kind(found, "Service") for port in service["spec"]["ports"]}
+    pods = {
+        port["name"]
+        for _, template in pod_templates(found)
+        for container in template["spec"]["containers"]
+        for port in container["ports"]
+    }
+    for monitor in of_kind(found, "ServiceMonitor"):
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= services
+    for monitor in of_kind(found, "PodMonitor"):
+        assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= pods
+
+
+def test_every_dashboard_comes_in_a_config_map(manifests: Render) -> None:
+    files = {file.name: file.read_text() for file in (CHART / "files/dashboards").glob("*.json")}
+    found = of_kind(manifests(CHART / "ci/ray-cpu-values.yaml"), "ConfigMap")
+    brought = {
+        name: text
+        for each in found
+        if "grafana_dashboard" in each["metadata"]["labels"]
+        for name, text in each["data"].items()
+    }
+    assert {name: text.strip() for name, text in brought.items()} == {
+        name: text.strip() for name, text in files.items()
+    }
+
+
+def test_rules_come_as_they_are_or_are_missed_by_name(helm: Callable[..., Any]) -> None:
+    rules = CHART / "files/rules.yaml"
+    case = CHART / "ci/minimal-values.yaml"
+    done = helm("template", "fleet", CHART, "--values", case, "--set", "metrics.prometheusRule.enabled=true")
+    if not rules.is_file():
+        assert "files/rules.yaml" in done.stderr
+        return
+    (rule,) = of_kind([each for each in yaml.safe_load_all(done.stdout) if each], "PrometheusRule")
+    assert rule["spec"]["groups"] == yaml.safe_load(rules.read_text())["groups"]
+    jsonschema.Draft202012Validator(_schemas()["PrometheusRule"]["v1"]).validate(rule)
+
+
+@functools.cache
+def _schemas() -> dict[str, dict[str, Any]]:
+    """Schemas of custom resources by kind and version; they are not part of the project."""
+    directories = [parent / "shared/crds" for parent in Path(__file__).parents]
+    directory = next((directory for directory in directories if directory.is_dir()), None)
+    if directory is None:
+        pytest.skip("there is no ../shared/crds with the schemas of KubeRay and the Prometheus Operator")
+    found = [json.loads(file.read_text()) for file in directory.glob("*.schema.json")]
+    return {each["kind"]: {name: _strict(part) for name, part in each["versions"].items()} for each in found}
+
+
+def _strict(schema: Any) -> Any:
+    """The same schema, which refuses what it does not list."""
+    if isinstance(schema, list):
+        return [_strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    strict = {key: _strict(part) for key, part in schema.items()}
+    listed = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    # Of metadata these schemas say only that it is an object.
+    if listed and "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        strict["additionalProperties"] = False
+    return strict

@@ -1,0 +1,173 @@
+"""The Triton kernels against the same arithmetic in torch's operators: on a GPU, or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from argosy_services.engine.torch_engine.gpu.fp8 import quantize
+from argosy_services.engine.torch_engine.gpu.kernels import Cache, Factors, Prompts, Scoring
+
+from .plain import PlainKernels
+
+CUDA = torch.cuda.is_available()
+# The interpreter of Triton 3.4 fails with numpy 2.4.
+pytest.importorskip(
+    "triton",
+    None if CUDA else "3.7",
+    reason="needs triton, from 3.7 on without a GPU; torch's builds for CUDA bring it",
+)
+pytestmark = pytest.mark.skipif(
+    not CUDA and os.environ.get("TRITON_INTERPRET") != "1", reason="no GPU, and triton was imported to compile for one"
+)
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+BLOCK_TOKENS = 16
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# The interpreter multiplies no matrices of bfloat16.
+PRODUCTS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16 if CUDA else torch.float16])
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Any:
+    from argosy_services.engine.torch_engine.gpu.triton.kernels import TritonKernels
+
+    return TritonKernels()
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def compare(given: torch.Tensor, expected: torch.Tensor) -> None:
+    limit = TOLERANCE[expected.dtype]
+    assert given.dtype == expected.dtype
+    torch.testing.assert_close(given.cpu(), expected, atol=limit, rtol=limit)
+
+
+@DTYPES
+@pytest.mark.parametrize("offset", [False, True])
+def test_norms(kernels: Any, dtype: torch.dtype, offset: bool) -> None:
+    weight = draw(48, dtype=torch.float32 if offset else dtype, seed=1)
+    fused = draw(5, 3 * 48, dtype=dtype)
+    for states in (fused[:, :48], fused[:, 48:].unflatten(-1, (2, 48))):
+        expected = PlainKernels().norm(states, weight, 1e-5, offset=offset)
+        compare(kernels.norm(states.to(DEVICE), weight.to(DEVICE), 1e-5, offset=offset), expected)
+
+
+@DTYPES
+def test_rotations(kernels: Any, dtype: torch.dtype) -> None:
+    states = draw(5, 160, dtype=dtype)[:, 16:112].unflatten(-1, (4, 24))
+    half = draw(2, 5, 1, 12, dtype=dtype, seed=1)
+    cos, sin = torch.cat((half, half), dim=-1)
+    expected = PlainKernels().rotate(states, cos, sin)
+    compare(kernels.rotate(states.to(DEVICE), cos.to(DEVICE), sin.to(DEVICE)), expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gates(kernels: Any, dtype: torch.dtype, activation: Any) -> None:
+    gate, up = draw(3, 2 * 1100, dtype=dtype).chunk(2, dim=-1)
+    compare(kernels.gated(gate.to(DEVICE), up.to(DEVICE), activation), PlainKernels().gated(gate, up, activation))
+
+
+def test_rows_in_fp8(kernels: Any) -> None:
+    from argosy_services.engine.torch_engine.gpu.triton import rows
+
+    states = draw(4, 100, dtype=torch.bfloat16) * torch.tensor([1.0, 300.0, 1e-3, 0.0]).bfloat16()[:, None]
+    narrow, scales = rows.quantize(states.to(DEVICE))
+    expected, expected_scales = quantize(states)
+    torch.testing.assert_close(scales.cpu(), expected_scales, rtol=1e-6, atol=0)
+    # Triton's interpreter forgets to raise the exponent where rounding makes a power of two, and turns ties over.
+    compared = CUDA | (expected.float().frexp().mantissa.abs() != 0.5)
+    assert compared.float().mean() > 0.6
+    given, wanted = narrow.cpu().float()[compared], expected.float()[compared]
+    assert (given == wanted).float().mean() > 0.98
+    torch.testing.assert_close(given, wanted, atol=0, rtol=1 / 8)
+
+
+SCORINGS = [Scoring(0.25, None, None), Scoring(0.25, 4.0, None), Scoring(0.25, None, 70), Scoring(0.3, 2.0, 5)]
+
+
+def cache(dtype: torch.dtype, *, kv_heads: int, size: int, blocks: int) -> Cache:
+    return Cache(
+        draw(kv_heads, blocks * BLOCK_TOKENS, size, dtype=dtype, seed=2),
+        draw(kv_heads, blocks * BLOCK_TOKENS, size, dtype=dtype, seed=3),
+        BLOCK_TOKENS,
+    )
+
+
+def on_device(of: Cache) -> Cache:
+    return Cache(of.keys.to(DEVICE), of.values.to(DEVICE), of.block_tokens)
+
+
+def scattered(*lengths: int) -> torch.Tensor:
+    """Tables of sequences whose blocks lie anywhere; what a sequence does not need is a block that is not there."""
+    needed = [-(-length // BLOCK_TOKENS) for length in lengths]
+    order = torch.randperm(sum(needed), generator=torch.Generator().manual_seed(4)).int()
+    tables = torch.full((len(lengths), max(needed) + 1), 1 << 30, dtype=torch.int32)
+    for row, blocks in enumerate(order.split(needed)):
+        tables[row, : len(blocks)] = blocks
+    return tables
+
+
+@PRODUCTS
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("shape", [(6, 2, 16), (2, 2, 40), (5, 1, 8)])
+def test_decoding_rows(kernels: Any, dtype: torch.dtype, scoring: Scoring, shape: tuple[int, int, int]) -> None:
+    heads, kv_heads, size = shape
+    lengths = (1, 16, 17, 70, 200)
+    tables, of = scattered(*lengths), cache(dtype, kv_heads=kv_heads, size=size, blocks=24)
+    positions = torch.tensor([length - 1 for length in lengths])
+    query = draw(len(lengths), heads, size, dtype=dtype)
+    expected = PlainKernels().attend_decodes(query, of, tables, positions, scoring)
+    arguments = (query.to(DEVICE), on_device(of), tables.to(DEVICE), positions.to(DEVICE), scoring)
+    compare(kernels.attend_decodes(*arguments), expected)
+
+
+def test_a_decoding_row_is_the_same_in_any_batch(kernels: Any) -> None:
+    tables, of = scattered(90, 200, 33).to(DEVICE), on_device(cache(torch.float32, kv_heads=2, size=16, blocks=24))
+    positions = torch.tensor([89, 199, 32], device=DEVICE)
+    query = draw(3, 4, 16, dtype=torch.float32).to(DEVICE)
+    together = kernels.attend_decodes(query, of, tables, positions, SCORINGS[0])
+    alone = kernels.attend_decodes(query[1:2], of, tables[1:2], positions[1:2], SCORINGS[0])
+    assert torch.equal(together[1:2], alone)
+
+
+@PRODUCTS
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("shape", [(6, 2, 16), (5, 1, 8)])
+def test_pieces_of_prompts(kernels: Any, dtype: torch.dtype, scoring: Scoring, shape: tuple[int, int, int]) -> None:
+    heads, kv_heads, size = shape
+    pieces = [(0, 1), (0, 37), (100, 30), (63, 2), (5, 1)]
+    tables = scattered(*(start + count for start, count in pieces))
+    of = cache(dtype, kv_heads=kv_heads, size=size, blocks=20)
+    counts = [count for _, count in pieces]
+    firsts = [sum(counts[:index]) for index in range(len(counts))]
+    spans = torch.tensor([(first, *piece) for first, piece in zip(firsts, pieces, strict=True)], dtype=torch.int32)
+    tasks = torch.tensor(kernels.tasks_of(counts, heads // kv_heads, size * dtype.itemsize), dtype=torch.int32)
+    query = draw(sum(counts), heads, size, dtype=dtype)
+    expected = PlainKernels().attend_prompts(query, of, Prompts(tables, spans, tasks), scoring)
+    prompts = Prompts(tables.to(DEVICE), spans.to(DEVICE), tasks.to(DEVICE))
+    compare(kernels.attend_prompts(query.to(DEVICE), on_device(of), prompts, scoring), expected)
+
+
+@DTYPES
+def test_low_rank_products(kernels: Any, dtype: torch.dtype) -> None:
+    factors = Factors(draw(3, 32, 300, dtype=dtype, seed=1) * 0.05, draw(3, 140, 32, dtype=dtype, seed=2) * 0.2)
+    ranks = torch.tensor([4, 32, 17], dtype=torch.int32)
+    for slot, rank in enumerate(ranks.tolist()):
+        factors.a[slot, rank:] = 0
+        factors.b[slot, :, rank:] = 0
+    slots = torch.tensor([1, -1, 0, 2, 1])
+    states, fused = draw(5, 300, dtype=dtype), draw(5, 200, dtype=dtype, seed=3)
+    given, expected = fused.clone().to(DEVICE), fused.clone()
+    PlainKernels().add_low_rank(states, expected[:, 30:170], factors, slots, ranks)
+    on = Factors(factors.a.to(DEVICE), factors.b.to(DEVICE))
+    kernels.add_low_rank(states.to(DEVICE), given[:, 30:170], on, slots.to(DEVICE), ranks.to(DEVICE))
+    compare(given, expected)
+    assert torch.equal(given[1].cpu(), fused[1]), "a row without adapter stays as it is"
+    assert (given[0].cpu() - fused[0]).abs().max() > 0.1
