@@ -210,3 +210,20 @@ async def test_only_some_keys_may_go_before_others(callers: Callers) -> None:
     with pytest.raises(argosy.PermissionDeniedError, match="ARGOSY_PRIORITY_KEYS") as refused:
         await callers.clients[ORDINARY].generation.generate("x", priority=1)
     assert refused.value.metadata == {"field": "spec.priority", "limit": "0", "value": "1"}
+
+
+async def test_a_request_is_explained_to_its_own_key_alone(callers: Callers) -> None:
+    """Fails when one key learns of another's requests, or who they are."""
+    mine, theirs = callers.clients[ORDINARY].generation, callers.clients[OTHER].generation
+    async with callers.busy():
+        waiting = asyncio.create_task(mine.generate("Mine says", max_tokens=4, request_id="mine"))
+        await asyncio.sleep(0.3)
+        assert (await mine.explain("mine")).state is argosy.RequestState.RUNNING
+    await waiting
+    found = await mine.explain("mine")
+    (queue,) = [wait for wait in found.waits if wait.cause is argosy.WaitCause.QUEUE]
+    assert queue.ahead == argosy.Ahead(own=0, others=1, higher_priority=1, waiting_tokens=0)
+    assert queue.short_of == "places"
+    assert queue.seconds >= 0.2
+    with pytest.raises(argosy.RequestNotFoundError):
+        await theirs.explain("mine")

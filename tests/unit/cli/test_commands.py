@@ -259,3 +259,22 @@ def test_a_stream_that_fails_keeps_what_came(run: Run, server: ScriptedServer) -
     result = run("generate", "x")
     assert (result.exit_code, result.stdout) == (8, "half")
     assert "error INTERNAL: internal error [request id " in result.stderr
+
+
+def test_explain_says_where_the_time_went_and_who_was_before(run: Run, server: ScriptedServer) -> None:
+    result = run("explain", "req-1")
+    assert result.exit_code == 0, result.output
+    assert words(result.stdout)[1:] == [
+        ["STAGE", "SECONDS", "SHARE"],
+        ["queue", "1.500", "75%"],
+        ["prefill", "0.500", "25%"],
+        ["WAITED FOR", "SECONDS", "BEHIND"],
+        ["adapter", "0.250", "adapter pirate"],
+        [
+            "queue",
+            "1.500",
+            "1 of the same key, 2 of others, 300 prompt tokens; 1 of a higher priority; too few blocks",
+        ],
+        ["preemption", "0.125", "2 times"],
+    ]
+    assert json.loads(run("explain", "req-1", "--json").stdout)["waits"][0]["adapter"] == "pirate"

@@ -13,7 +13,7 @@ from argosy.api.adapters.v1 import adapter_pb2, adapters_service_pb2
 from argosy.api.agents.v1 import agent_pb2, agents_service_pb2
 from argosy.api.common.v1 import usage_pb2
 from argosy.api.embeddings.v1 import embedding_model_pb2, embeddings_service_pb2
-from argosy.api.generation.v1 import generation_pb2, generation_service_pb2, model_pb2
+from argosy.api.generation.v1 import explanation_pb2, generation_pb2, generation_service_pb2, model_pb2
 from argosy.api.tokenization.v1 import tokenization_service_pb2, tokenizer_pb2
 
 FINGERPRINT = "f" * 64
@@ -219,6 +219,41 @@ def embedding_model() -> embeddings_service_pb2.GetModelResponse:
     )
 
 
+def explanation(state: str = "FINISHED") -> explanation_pb2.Explanation:
+    """A request that waited for everything there is."""
+
+    def seconds(value: float) -> Duration:
+        return Duration(seconds=int(value), nanos=round(value % 1 * 1e9))
+
+    return explanation_pb2.Explanation(
+        request_id="req-1",
+        state=explanation_pb2.RequestState.Value(f"REQUEST_STATE_{state}"),
+        model="small",
+        adapter="pirate",
+        priority=-1,
+        arrive_time=Timestamp(seconds=1_700_000_000),
+        total=seconds(2.0),
+        stages=[
+            explanation_pb2.StageTime(stage=explanation_pb2.STAGE_QUEUE, duration=seconds(1.5)),
+            explanation_pb2.StageTime(stage=explanation_pb2.STAGE_PREFILL, duration=seconds(0.5)),
+        ],
+        waits=[
+            explanation_pb2.Wait(cause=explanation_pb2.WAIT_CAUSE_ADAPTER, duration=seconds(0.25), adapter="pirate"),
+            explanation_pb2.Wait(
+                cause=explanation_pb2.WAIT_CAUSE_QUEUE,
+                duration=seconds(1.5),
+                ahead=explanation_pb2.Ahead(own=1, others=2, higher_priority=1, waiting_tokens=300),
+                short_of="blocks",
+            ),
+            explanation_pb2.Wait(cause=explanation_pb2.WAIT_CAUSE_PREEMPTION, duration=seconds(0.125), times=2),
+        ],
+        sequence_count=1,
+        prompt_tokens=40,
+        cached_tokens=16,
+        completion_tokens=8,
+    )
+
+
 def get_model(request: Any) -> Any:
     """GetModel is a method of two services, told apart by their request types."""
     if isinstance(request, embeddings_service_pb2.GetModelRequest):
@@ -311,6 +346,7 @@ def everything() -> dict[str, Any]:
         "Score": score,
         "ListModels": list_models,
         "GetModel": get_model,
+        "Explain": generation_service_pb2.ExplainResponse(explanation=explanation()),
         "Encode": encode,
         "Decode": decode,
         "CountTokens": count_tokens,

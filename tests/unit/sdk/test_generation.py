@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -230,3 +231,28 @@ def test_priority_and_salt_are_fields_of_the_request() -> None:
 async def test_scores_have_a_standing_as_well(face: Face, server: ScriptedServer) -> None:
     await face.call(lambda c: c.generation.score([("a", "b")], priority=-1, cache_salt="s"))
     assert (server.calls[0].request.priority, server.calls[0].request.cache_salt) == (-1, "s")
+
+
+async def test_explain(face: Face, server: ScriptedServer) -> None:
+    found = await face.call(lambda c: c.generation.explain("req-1"))
+    assert server.calls_of("Explain")[-1].request.request_id == "req-1"
+    assert found == argosy.Explanation(
+        request_id="req-1",
+        state=argosy.RequestState.FINISHED,
+        reason="",
+        model="small",
+        adapter="pirate",
+        priority=-1,
+        arrived=datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC),
+        seconds=2.0,
+        stages=(argosy.StageTime(argosy.Stage.QUEUE, 1.5), argosy.StageTime(argosy.Stage.PREFILL, 0.5)),
+        waits=(
+            argosy.Wait(argosy.WaitCause.ADAPTER, 0.25, adapter="pirate"),
+            argosy.Wait(argosy.WaitCause.QUEUE, 1.5, argosy.Ahead(1, 2, 1, 300), short_of="blocks"),
+            argosy.Wait(argosy.WaitCause.PREEMPTION, 0.125, times=2),
+        ),
+        sequence_count=1,
+        prompt_tokens=40,
+        cached_tokens=16,
+        completion_tokens=8,
+    )

@@ -1,0 +1,111 @@
+"""What a fleet exports while it works, and while it is asked for what does not exist."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+import argosy
+from argosy_services.testing import RunningFleet
+
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
+
+REQUESTS = 10_000
+AT_ONCE = 64
+# Of each metric one series for each method, code and reason that is new to it, buckets and all; nothing by name.
+MAY_COME = 300
+ONCE = argosy.RetryPolicy(max_attempts=1)
+SEEN = (
+    "argosy_build_info",
+    "argosy_ready",
+    "argosy_rpc_total",
+    "argosy_rpc_seconds_count",
+    "argosy_usage_tokens_total",
+    "argosy_usage_requests_total",
+    "argosy_prompt_tokens_total",
+    "argosy_generated_tokens_total",
+    "argosy_sequences_finished_total",
+    "argosy_queue_seconds_count",
+    "argosy_prefill_seconds_count",
+    "argosy_decode_seconds_count",
+    "argosy_time_to_first_token_seconds_count",
+    "argosy_inter_token_seconds_count",
+    "argosy_time_per_output_token_seconds_count",
+    "argosy_end_to_end_seconds_count",
+    "argosy_kv_blocks_total",
+    "argosy_engine_steps_total",
+    "argosy_step_seconds_count",
+    "argosy_batch_sequences_count",
+    "argosy_batch_tokens_count",
+    "argosy_adapter_slots_total",
+    "argosy_embedded_texts_total",
+    "argosy_embedding_batch_fill_count",
+    "argosy_embedding_batch_seconds_count",
+    "argosy_embedding_queue_seconds_count",
+    "argosy_tokenized_texts_total",
+    "argosy_tokenize_seconds_count",
+    "argosy_agent_runs_total",
+    "argosy_agent_run_seconds_count",
+    "argosy_agent_steps_total",
+    "argosy_tool_calls_total",
+    "argosy_tool_seconds_count",
+)
+
+
+def series(fleet: RunningFleet) -> set[str]:
+    """All series on all pages: names with their labels."""
+    found: set[str] = set()
+    for address in fleet.metrics_addresses:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        found |= {f"{address} {line.rpartition(' ')[0]}" for line in lines if not line.startswith("#")}
+    return found
+
+
+def test_every_stage_of_the_work_is_seen(client: argosy.Client, metric: Callable[..., float]) -> None:
+    """Fails when an instrument of the table is wired to nothing."""
+    client.generation.generate("The harbour at night is", max_tokens=8, ignore_eos=True)
+    client.embeddings.embed(["a ship", "a boat"])
+    client.tokenization.encode("a ship")
+    client.agents.run("What is 17 * 23 + 4?", tools=["calculator"], seed=1).result()
+    assert [name for name in SEEN if not metric(name)] == []
+
+
+async def test_names_that_callers_make_up_become_no_series(client: argosy.Client, fleet: RunningFleet) -> None:
+    """Fails when any name out of 10,000 requests becomes a label."""
+    await _ask(fleet, 200)
+    before = series(fleet)
+    await _ask(fleet, REQUESTS)
+    after = series(fleet)
+    assert len(after - before) <= MAY_COME
+    assert [one for one in after if "made-up" in one] == []
+
+
+async def _ask(fleet: RunningFleet, requests: int) -> None:
+    """Asks every service for what does not exist, each time by another name."""
+    async with argosy.AsyncClient(fleet.address, timeout=120, retry=ONCE) as client:
+        ways = (
+            lambda name: client.generation.generate("x", model=name, max_tokens=1),
+            lambda name: client.generation.generate("x", adapter=name, max_tokens=1),
+            lambda name: client.generation.score([("a", "b")], adapter=name),
+            lambda name: client.generation.explain(name),
+            lambda name: client.embeddings.embed(["x"], model=name),
+            lambda name: client.tokenization.count_tokens(name, model=name),
+            lambda name: client.adapters.get(name),
+            lambda name: client.adapters.load(name, f"file:///nowhere/{name}"),
+            lambda name: client.agents.run("x", tools=[name]).result(),
+        )
+        turn = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(number: int) -> None:
+            name = f"made-up-{uuid.uuid4().hex}"
+            async with turn:
+                with pytest.raises(argosy.ArgosyError):
+                    await ways[number % len(ways)](name)
+
+        async with asyncio.timeout(240):
+            await asyncio.gather(*map(ask, range(requests)))
