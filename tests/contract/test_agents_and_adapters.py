@@ -220,7 +220,9 @@ def test_cancelling_a_run_frees_the_engine(client: argosy.Client, metric: Callab
     run = client.agents.run("Count to a thousand in words.", strategy="direct", budget=budget, detached=True)
     while not isinstance(next(run), argosy.ThoughtDelta):
         pass
-    assert metric("argosy_kv_blocks_in_use") > 0
+    until = time.monotonic() + 10
+    while not metric("argosy_kv_blocks_in_use"):
+        assert time.monotonic() < until
     assert client.agents.cancel(run.run_id).outcome == argosy.RunOutcome.CANCELLED
     # The engine frees blocks before its next step, and its picture is that of the step before.
     until = time.monotonic() + 2

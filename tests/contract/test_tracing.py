@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 import argosy
-from argosy_services.testing import Collector, ReceivedSpan
+from argosy_services.testing import Collector, ReceivedSpan, RunningFleet, RunningServer
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -66,6 +66,12 @@ def trace_of(collector: Collector, trace_id: str, last: str) -> list[ReceivedSpa
         time.sleep(0.05)
 
 
+@pytest.fixture(autouse=True)
+def nothing_yet(collector: Collector) -> None:
+    """Forgets what fleets of other runtimes have sent."""
+    collector.spans.clear()
+
+
 def orphans(spans: Sequence[ReceivedSpan]) -> set[str]:
     """Parents that are not among the spans."""
     return {span.parent_id for span in spans} - {span.span_id for span in spans}
@@ -82,7 +88,7 @@ def covered(spans: Sequence[ReceivedSpan]) -> float:
 
 
 def test_an_agent_run_under_load_is_one_trace_that_accounts_for_its_time(
-    client: argosy.Client, collector: Collector
+    client: argosy.Client, collector: Collector, fleet: RunningFleet
 ) -> None:
     with load(client, streams=6), caller(0x5EED) as trace_id:
         run = client.agents.run("What is 17 * 23 + 4?", tools=["calculator"])
@@ -101,7 +107,9 @@ def test_an_agent_run_under_load_is_one_trace_that_accounts_for_its_time(
     assert usage == run.finished.usage.completion_tokens
     for stage in ("tokenize", "queue", "prefill", "decode"):
         assert names[stage] == len(completions)
-    assert covered(spans) >= 0.95 * (root.end - root.start)
+    # On a cluster each hop between processes waits for a core, in no span of theirs.
+    share = 0.95 if isinstance(fleet, RunningServer) else 0.85
+    assert covered(spans) >= share * (root.end - root.start)
     assert not any(span.failed for span in spans)
 
 
