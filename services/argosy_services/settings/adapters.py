@@ -1,20 +1,13 @@
-"""Settings of adapters and of where they are noted; see `settings.py`, which they are part of."""
+"""Adapters."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator
+from pydantic import Field, field_validator
 
-# Settings that a fleet on Ray takes over while it runs: changing them restarts nothing.
-LIVE: dict[str, JsonValue] = {"live": True}
-
-
-class Section(BaseModel):
-    """A part of the settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from argosy_services.settings.section import LIVE, Section
 
 
 class AdapterSettings(Section):
@@ -48,20 +41,3 @@ class AdapterSettings(Section):
                     f"adapters.remotes holds {place}: write scheme://place/, and roots for local directories"
                 )
         return places
-
-
-class DatabaseSettings(Section):
-    """What must outlive a process: which adapters there are, and under which aliases."""
-
-    dsn: SecretStr = Field(
-        default=SecretStr(""),
-        description="postgresql://user:password@host/name, for several servers that shall agree, or "
-        "sqlite:////absolute/file; empty takes argosy.db in the data directory.",
-    )
-
-    @field_validator("dsn")
-    @classmethod
-    def _refuse_other_databases(cls, dsn: SecretStr) -> SecretStr:
-        if dsn.get_secret_value() and not re.match(r"postgres(ql)?(\+psycopg)?://|sqlite:////", dsn.get_secret_value()):
-            raise ValueError("database.dsn is neither postgresql://user@host/name nor sqlite:////absolute/file")
-        return dsn
