@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from argosy_services.adapters.registry import Adapter
 from argosy_services.adapters.residence import Residence
 from argosy_services.adapters.store import Wanted
+from argosy_services.adapters.waiting import Changes
 
 
 class Leaving(Exception):  # noqa: N818 - not a failure
@@ -33,7 +34,7 @@ class Life:
         self.taken_in = False
         self._leave_by: float | None = None
         self._has_turn = False
-        self._changed = asyncio.Event()
+        self._changes = Changes()
 
     @property
     def leaving(self) -> bool:
@@ -45,16 +46,16 @@ class Life:
         deadline = time.monotonic() + drain_s
         self._leave_by = deadline if self._leave_by is None else min(self._leave_by, deadline)
         self.cancelled.set()
-        self._changed.set()
+        self._changes.tell()
 
     def give_turn(self) -> None:
         """Lets it be loaded now."""
         self._has_turn = True
-        self._changed.set()
+        self._changes.tell()
 
     def lease_ended(self) -> None:
         """Somebody stopped using it."""
-        self._changed.set()
+        self._changes.tell()
 
     def check_wanted(self) -> None:
         """Raises Leaving once it must leave."""
@@ -65,28 +66,19 @@ class Life:
         """Waits until it may be loaded. Raises Leaving."""
         self.check_wanted()
         while not self._has_turn:
-            await self._change(None)
+            await self._changes.next()
             self.check_wanted()
 
     async def until_leaving(self) -> None:
         """Waits until it must leave."""
         while not self.leaving:
-            await self._change(None)
+            await self._changes.next()
 
     async def until_unused(self, grace_s: float = 0.0) -> bool:
         """Waits until nobody uses it. False: its time to leave, and `grace_s` seconds after it, came first."""
         while self.adapter.tickets:
-            if not await self._change((self._leave_by or 0.0) + grace_s - time.monotonic()):
+            if not await self._changes.next((self._leave_by or 0.0) + grace_s - time.monotonic()):
                 return not self.adapter.tickets
-        return True
-
-    async def _change(self, timeout_s: float | None) -> bool:
-        self._changed.clear()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
         return True
 
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 import structlog
 
 from argosy_services.adapters.types import AdapterTier
-from argosy_services.adapters.waiting import engine_step, to_end
+from argosy_services.adapters.waiting import Changes, engine_step, to_end
 from argosy_services.engine.base import AdapterHost, AdapterWeights
 from argosy_services.errors import ArgosyError, Reason
 
@@ -77,7 +77,7 @@ class AdapterTiers:
         self._entries: dict[str, _Entry] = {}
         self._taken: set[str] = set()
         self._turn = asyncio.Lock()
-        self._changed = asyncio.Event()
+        self._changes = Changes()
         self._clock = itertools.count(1)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="adapters")
 
@@ -140,7 +140,7 @@ class AdapterTiers:
         if entry is None:
             return
         entry.removed = True
-        self._tell()
+        self._changes.tell()
         await engine_step(self._remove(entry))
 
     async def acquire(self, key: str) -> None:
@@ -167,7 +167,7 @@ class AdapterTiers:
             return
         entry.holders -= 1
         if not entry.holders:
-            self._tell()
+            self._changes.tell()
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
@@ -192,7 +192,7 @@ class AdapterTiers:
             self._taken.discard(entry.key)
             entry.in_slot = False
             self._entries.pop(entry.key, None)
-            self._tell()
+            self._changes.tell()
 
     async def _bring(self, entry: _Entry) -> None:
         async with self._turn:
@@ -219,22 +219,12 @@ class AdapterTiers:
                     # At once: from here on who wants it stands in the line, before the engine has let it go.
                     idle.in_slot = False
                     await engine_step(self._evict(idle))
-                elif not await self._change(None if closed else _PATIENCE_S) and may_leave:
+                elif not await self._changes.next(None if closed else _PATIENCE_S) and may_leave:
                     closed = may_leave[0]
                     closed.in_slot = False
         finally:
             if closed is not None and closed.key in self._taken and not closed.removed:
                 closed.in_slot = True
-
-    async def _change(self, timeout_s: float | None) -> bool:
-        """Waits until something has changed. False: it took too long."""
-        self._changed.clear()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def _put(self, entry: _Entry, weights: AdapterWeights) -> None:
         async with entry.step:
@@ -246,7 +236,7 @@ class AdapterTiers:
             except ArgosyError:
                 # Only such an error says that the engine did not take it.
                 self._taken.discard(entry.key)
-                self._tell()
+                self._changes.tell()
                 raise
             entry.in_slot = not entry.removed
 
@@ -271,9 +261,6 @@ class AdapterTiers:
             left -= _size(entry)
             if left < 0 and not entry.waiting:
                 entry.weights = None
-
-    def _tell(self) -> None:
-        self._changed.set()
 
     def _pinned(self) -> int:
         return sum(entry.pinned for entry in self._entries.values())

@@ -1,4 +1,4 @@
-"""Waiting for what cannot be cancelled."""
+"""Waiting: for what cannot be cancelled, and for something to change."""
 
 from __future__ import annotations
 
@@ -27,3 +27,24 @@ async def to_end(work: Awaitable[T], *, patience_s: float | None = None) -> T:
         if work.done() and not work.cancelled():
             work.exception()  # looked at, so that asyncio does not report it as forgotten
         raise
+
+
+class Changes:
+    """Wakes the one task that waits for something to be different. Lives on one event loop's thread."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def tell(self) -> None:
+        """Something has changed."""
+        self._changed.set()
+
+    async def next(self, timeout_s: float | None = None) -> bool:
+        """Waits until something changes from now on. False: it took longer than `timeout_s`."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
