@@ -107,43 +107,56 @@ def _reduced(targets: dict[str, int]) -> dict[str, int]:
     return {key: max(1, weight * _MAX_WEIGHT // largest) for key, weight in targets.items()}
 
 
+class _Upload:
+    """What to ask next while an adapter is sent, without any I/O."""
+
+    def __init__(self, local: LocalAdapter, on_progress: PushProgress | None) -> None:
+        self.request = local.question()
+        self._local = local
+        self._on_progress = on_progress
+        self._lost = 0
+
+    def lost(self, error: errors.ArgosyError) -> None:
+        """A call was cut off: the server is asked how much it has. Raises `error` once that came too often."""
+        self._lost += 1
+        if self._lost == ATTEMPTS:
+            raise error
+        self.request = self._local.question()
+
+    def take(self, done: rpc.UploadAdapterResponse) -> str:
+        """What the server answered; gives what the adapter can be loaded from, empty before all of it is there."""
+        if self._on_progress is not None:
+            self._on_progress(done.received_bytes, self._local.total)
+        if not done.source:
+            self.request = self._local.part(done.received_bytes)
+        return done.source
+
+
 def upload(
     caller: Caller, rpc_method: Rpc, local: LocalAdapter, deadline: Deadline, on_progress: PushProgress | None
 ) -> str:
     """Sends what the server does not have yet; returns what it can be loaded from."""
-    request, lost = local.question(), 0
-    while True:
+    sent, source = _Upload(local, on_progress), ""
+    while not source:
         try:
-            done = caller.unary(rpc_method, request, timeout=deadline.timeout, request_id=None)
-        except (errors.UnavailableError, errors.CallCancelledError):
-            lost += 1
-            if lost == ATTEMPTS:
-                raise
-            request = local.question()
-            continue
-        if on_progress is not None:
-            on_progress(done.received_bytes, local.total)
-        if done.source:
-            return done.source
-        request = local.part(done.received_bytes)
+            done = caller.unary(rpc_method, sent.request, timeout=deadline.timeout, request_id=None)
+        except (errors.UnavailableError, errors.CallCancelledError) as error:
+            sent.lost(error)
+        else:
+            source = sent.take(done)
+    return source
 
 
 async def upload_async(
     caller: AsyncCaller, rpc_method: Rpc, local: LocalAdapter, deadline: Deadline, on_progress: PushProgress | None
 ) -> str:
     """`upload` for asyncio."""
-    request, lost = local.question(), 0
-    while True:
+    sent, source = _Upload(local, on_progress), ""
+    while not source:
         try:
-            done = await caller.unary(rpc_method, request, timeout=deadline.timeout, request_id=None)
-        except (errors.UnavailableError, errors.CallCancelledError):
-            lost += 1
-            if lost == ATTEMPTS:
-                raise
-            request = local.question()
-            continue
-        if on_progress is not None:
-            on_progress(done.received_bytes, local.total)
-        if done.source:
-            return done.source
-        request = local.part(done.received_bytes)
+            done = await caller.unary(rpc_method, sent.request, timeout=deadline.timeout, request_id=None)
+        except (errors.UnavailableError, errors.CallCancelledError) as error:
+            sent.lost(error)
+        else:
+            source = sent.take(done)
+    return source

@@ -70,12 +70,31 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class AgentRun(Stream[AgentEvent]):
+class _Read:
+    """What has been read of a run."""
+
+    _reader: convert.RunReader
+
+    @property
+    def run_id(self) -> str:
+        """Identifies the run; empty until its first event came."""
+        return self._reader.run_id
+
+    @property
+    def answer(self) -> str | None:
+        """The answer; None until it came, and for good where the budget was used up first."""
+        return self._reader.answer
+
+    @property
+    def finished(self) -> RunFinished | None:
+        """How the run ended; None until then."""
+        return self._reader.finished
+
+
+class AgentRun(_Read, Stream[AgentEvent]):
     """The events of a run as they happen. The caller's own tools are called while events are read, and a failure of one
     goes back to the model. Closing or dropping it ends the run on the server, unless the run is detached or watched.
     """
-
-    _reader: convert.RunReader
 
     def __init__(
         self,
@@ -92,21 +111,6 @@ class AgentRun(Stream[AgentEvent]):
         self._submit = submit
         # What a run that is resumed still waits for; set by the client.
         self.pending: Callable[[], Pending] | None = None
-
-    @property
-    def run_id(self) -> str:
-        """Identifies the run; empty until its first event came."""
-        return self._reader.run_id
-
-    @property
-    def answer(self) -> str | None:
-        """The answer; None until it came, and for good where the budget was used up first."""
-        return self._reader.answer
-
-    @property
-    def finished(self) -> RunFinished | None:
-        """How the run ended; None until then."""
-        return self._reader.finished
 
     def __next__(self) -> AgentEvent:
         event = super().__next__()
@@ -135,10 +139,8 @@ class AgentRun(Stream[AgentEvent]):
             self._submit(self.run_id, request.call_id, text, is_error)
 
 
-class AsyncAgentRun(AsyncStream[AgentEvent]):
+class AsyncAgentRun(_Read, AsyncStream[AgentEvent]):
     """`AgentRun` for asyncio; a tool may be a coroutine function."""
-
-    _reader: convert.RunReader
 
     def __init__(
         self,
@@ -155,21 +157,6 @@ class AsyncAgentRun(AsyncStream[AgentEvent]):
         self._submit = submit
         # What a run that is resumed still waits for; set by the client.
         self.pending: Callable[[], Awaitable[Pending]] | None = None
-
-    @property
-    def run_id(self) -> str:
-        """Identifies the run; empty until its first event came."""
-        return self._reader.run_id
-
-    @property
-    def answer(self) -> str | None:
-        """The answer; None until it came, and for good where the budget was used up first."""
-        return self._reader.answer
-
-    @property
-    def finished(self) -> RunFinished | None:
-        """How the run ended; None until then."""
-        return self._reader.finished
 
     async def __anext__(self) -> AgentEvent:
         event = await super().__anext__()
