@@ -298,7 +298,8 @@ class GenerationDeployment(GenerationServicer):
         self._replica = replica = Replica(given)
         model = language_model(replica.settings)
         tokenizer = await asyncio.to_thread(Tokenizer.load, model)
-        runner = RemoteEngine(await engines.describe.remote(), LinkedEngines(ENGINES, HandleEngine(engines)))
+        self._links = LinkedEngines(ENGINES, HandleEngine(engines))
+        runner = RemoteEngine(await engines.describe.remote(), self._links)
         self._generation = GenerationService(
             [ServedModel(model, runner, tokenizer)],
             HandleLeases(),
@@ -341,8 +342,9 @@ class GenerationDeployment(GenerationServicer):
         except ArgosyError as error:
             yield error
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
         self._generation.close()
+        await self._links.close()
         self._replica.close()
 
 

@@ -61,6 +61,13 @@ class LinkedEngines:
         """Asks any replica."""
         return await self._engine.check_grammar(grammar)
 
+    async def close(self) -> None:
+        """Ends the links; sequences that still run over them are lost."""
+        tasks = [*self._opening.values(), *self._following]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _best(self, request: Request) -> str | None:
         now = time.monotonic()
         views = {

@@ -90,6 +90,7 @@ class Fleet:
         self.roster = Roster()
         self.woken = 0
         self.on_wake: Callable[[], None] = lambda: None
+        self.gateways: list[LinkedEngines] = []
 
     def announce(self, *names: str, **views: ReplicaView) -> None:
         self.roster.members = {
@@ -97,7 +98,8 @@ class Fleet:
         }
 
     def gateway(self) -> LinkedEngines:
-        return LinkedEngines(self.roster, self)
+        self.gateways.append(LinkedEngines(self.roster, self))
+        return self.gateways[-1]
 
     async def wake(self) -> None:
         self.woken += 1
@@ -119,6 +121,8 @@ async def fleet(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
         await replica.start()
     fleet.announce("one")
     yield fleet
+    for gateway in fleet.gateways:
+        await gateway.close()
     for replica in fleet.replicas.values():
         replica.die()
     await asyncio.sleep(0.01)
