@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
-from argosy_services import tracing
+from argosy_services import metrics, tracing
 from argosy_services.agents import limits
 from argosy_services.agents.budget import Meter
 from argosy_services.agents.ports import ChatModel, Embedder
@@ -76,6 +76,10 @@ class AgentsService:
         await asyncio.to_thread(self._store.prepare)
         if self._toolbox is not None:
             self._registry = ToolRegistry([*self._registry.all(), *await self._toolbox.open()])
+        for tool in self._registry.all():
+            # A counter that is first seen at one has not grown for Prometheus.
+            metrics.TOOL_CALLS.labels(tool=tool.name, result="ok")
+            metrics.TOOL_SECONDS.labels(tool=tool.name)
 
     async def close(self) -> None:
         """Stops what runs; all of it can be resumed."""
