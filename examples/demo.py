@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.markup import escape
@@ -83,11 +84,13 @@ def fleet(settings: Settings) -> AbstractContextManager[tuple[str, list[str]]]:
 def server() -> Iterator[tuple[str, list[str]]]:
     """A server on free ports, from start to graceful end."""
     address, metrics = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    ports = {"ARGOSY_PORT": address.split(":")[1], "ARGOSY_METRICS_PORT": metrics.split(":")[1]}
+    own = {"ARGOSY_PORT": address.split(":")[1], "ARGOSY_METRICS_PORT": metrics.split(":")[1]}
     console.print(f"[dim]$ argosy serve[/]   [dim]# gRPC on {address}, Prometheus on {metrics}[/]")
     started = time.monotonic()
-    with Path("demo-server.log").open("w") as log:
-        process = subprocess.Popen([ARGOSY, "serve"], env={**os.environ, **ports}, stderr=log)
+    with TemporaryDirectory(prefix="argosy-demo-") as made, Path("demo-server.log").open("w") as log:
+        # Its adapters and runs are not among yours, and those of a demo that was ended do not come back.
+        own |= {"ARGOSY_DATABASE__DSN": f"sqlite:///{made}/argosy.db", "ARGOSY_ADAPTERS__CACHE_DIR": f"{made}/adapters"}
+        process = subprocess.Popen([ARGOSY, "serve"], env={**os.environ, **own}, stderr=log)
         try:
             with argosy.Client(address) as client:
                 client.wait_until_ready(timeout=60)
