@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adapters import fleet
 from peft import PeftModel
 from soak_requests import MODEL, write_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import argosy
 from argosy_services import logs
-from argosy_services.bootstrap import Fleet
 from argosy_services.models.store import ModelStore
-from argosy_services.settings import AdapterSettings, GenerationSettings, Settings
-from argosy_services.testing import run_test_server
+from argosy_services.settings import Settings
 
 STREAMS, SLOTS, ADAPTERS, STABLE, TOKENS = 32, 4, 12, 3, 8
 PROMPTS = ("The harbour at night is", "Once upon a time there was a", "To make good bread you need", "The answer is")
@@ -138,18 +137,8 @@ async def main(operations: int) -> None:
         for number in range(ADAPTERS):
             write_adapter(roots / str(number), number)
         references = await asyncio.to_thread(References, model, roots)
-        settings = Settings(
-            generation=GenerationSettings(dtype="float32", kv_cache_tokens=16_384, max_adapters=SLOTS),
-            adapters=AdapterSettings(roots=(roots,)),
-            log_level="error",
-        )
-        fleets: list[Fleet] = []
-
-        def build(given: Settings) -> Fleet:
-            fleets.append(Fleet(given))
-            return fleets[0]
-
-        async with run_test_server(settings, build=build) as server, argosy.AsyncClient(server.address) as client:
+        own = {"dtype": "float32", "kv_cache_tokens": 16_384, "max_adapters": SLOTS}
+        async with fleet(roots, **own) as (client, served, _):
             churn = Churn(client, roots, references, seed=3)
             await churn.prepare()
             started = time.monotonic()
@@ -159,7 +148,7 @@ async def main(operations: int) -> None:
                 await client.adapters.delete_alias(alias)
             async for adapter in client.adapters.list():
                 await client.adapters.unload(adapter.name, drain_timeout=0.0)
-            tiers, stats = fleets[0].tiers, fleets[0].engine.stats()
+            tiers, stats = served.tiers, served.engine.stats()
             left = {
                 "slots": stats.adapters,
                 "blocks": stats.kv_blocks_in_use,

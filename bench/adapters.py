@@ -62,9 +62,9 @@ def write_adapter(directory: Path, modules: Sequence[str], seed: int) -> Path:
 
 @asynccontextmanager
 async def fleet(root: Path, **generation: object) -> AsyncIterator[tuple[argosy.AsyncClient, Fleet, str]]:
-    """A server in this process, and a client of it."""
+    """A server in this process with adapters below `root`, and a client of it."""
     settings = Settings(
-        generation=GenerationSettings(model=MODEL, max_adapters=SLOTS, **generation),  # type: ignore[arg-type]
+        generation=GenerationSettings(**{"model": MODEL, "max_adapters": SLOTS} | generation),  # type: ignore[arg-type]
         adapters=AdapterSettings(roots=(root,)),
         log_level="error",
     )

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from startup import ARGOSY, free_port
+from startup import server
 
 import argosy
 
@@ -22,16 +20,9 @@ import argosy
 @contextmanager
 def served(**settings: str) -> Iterator[argosy.Client]:
     """A client of `argosy serve` with these settings, once it is ready."""
-    ports = [free_port() for _ in range(2)]
-    own = {"ARGOSY_PORT": str(ports[0]), "ARGOSY_METRICS_PORT": str(ports[1]), "ARGOSY_LOG_LEVEL": "error"}
-    process = subprocess.Popen([ARGOSY, "serve"], env={**os.environ, **own, **settings})
-    try:
-        with argosy.Client(f"127.0.0.1:{ports[0]}", timeout=3600) as client:
-            client.wait_until_ready(timeout=300)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    with server(**settings) as address, argosy.Client(address, timeout=3600) as client:
+        client.wait_until_ready(timeout=300)
+        yield client
 
 
 def words(model: Path) -> list[str]:

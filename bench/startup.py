@@ -11,26 +11,37 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import argosy
 
 ARGOSY = Path(sys.executable).with_name("argosy")
 
 
+@contextmanager
+def server(**settings: str) -> Iterator[str]:
+    """The address of an `argosy serve` with these settings that has just been started, with a database of its own."""
+    port, metrics_port = free_port(), free_port()
+    own = {"ARGOSY_PORT": str(port), "ARGOSY_METRICS_PORT": str(metrics_port), "ARGOSY_LOG_LEVEL": "error"}
+    with TemporaryDirectory(prefix="argosy-bench-") as made:
+        own |= {"ARGOSY_DATABASE__DSN": f"sqlite:///{made}/argosy.db", "ARGOSY_ADAPTERS__CACHE_DIR": f"{made}/adapters"}
+        process = subprocess.Popen([ARGOSY, "serve"], env={**os.environ, **own, **settings})
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
 def once() -> float:
     """Seconds from the process's start to readiness."""
-    ports = [free_port() for _ in range(2)]
-    settings = {"ARGOSY_PORT": str(ports[0]), "ARGOSY_METRICS_PORT": str(ports[1]), "ARGOSY_LOG_LEVEL": "error"}
     started = time.perf_counter()
-    process = subprocess.Popen([ARGOSY, "serve"], env={**os.environ, **settings})
-    try:
-        with argosy.Client(f"127.0.0.1:{ports[0]}") as client:
-            client.wait_until_ready(timeout=60)
+    with server() as address, argosy.Client(address) as client:
+        client.wait_until_ready(timeout=60)
         return time.perf_counter() - started
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def free_port() -> int:

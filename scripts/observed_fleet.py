@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import yaml
 from fleet_load import KEYS, run_load, write_adapters
 
 import argosy
+from argosy_services.testing import free_ports
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -135,16 +135,6 @@ def interpolate(expr: str) -> str:
     for variable, value in VARIABLES.items():
         expr = expr.replace(variable, value)
     return expr
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that were free just now."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def fast_configuration(directory: Path, metrics_port: int) -> Path:

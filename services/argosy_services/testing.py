@@ -109,7 +109,7 @@ def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0
 
     with _apart(settings or Settings()) as given:
         names = ("http_port", "dashboard_port", "haproxy_stats_port", "haproxy_metrics_port")
-        port, *ports = _free_ports(1 + len(names))
+        port, *ports = free_ports(1 + len(names))
         cluster = given.cluster.model_copy(update=dict(zip(names, ports, strict=True)))
         own = given.model_copy(update={"port": port, "cluster": cluster})
         with local.running(own) as ray:
@@ -118,6 +118,15 @@ def run_test_cluster(settings: Settings | None = None, *, ready_s: float = 120.0
             for _ in control.follow(ready_s):
                 pass
             yield RunningCluster(own)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that were free just now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 @contextmanager
@@ -203,15 +212,6 @@ def _received(span: Any) -> ReceivedSpan:
         failed=span.status.code == span.status.STATUS_CODE_ERROR,
         events=tuple(event.name for event in span.events),
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback that were free just now."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 async def _run(
