@@ -2,21 +2,27 @@
 
     python bench/observability.py [pairs of servers]
 
+On: every call is traced, everything is counted, under the names of vLLM as well, kept for Explain, and read by a
+scraper every second. Off: nothing of it, and no instrument counts (`metrics.enabled`).
+
 Each side is a server in a process of its own, and the rounds go from one to the other. Two equal processes can differ
-by some percent for as long as they live, so that several pairs are started, each side first in turn. Every call is
-traced, and the collector is this process.
+by some percent for as long as they live, so that several pairs are started, each side first in turn. The collector and
+the scraper are this process.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 from serving import served
+from startup import free_port
 
 import argosy
 from argosy_services.testing import run_test_collector
@@ -40,11 +46,33 @@ def tokens_per_second(client: argosy.Client) -> float:
     return tokens / (time.perf_counter() - started)
 
 
+@contextmanager
+def scraped(port: int) -> Iterator[None]:
+    """A page of metrics is read every second, as Prometheus does it every fifteen."""
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.wait(1.0):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+                page.read()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reader.join()
+
+
 def compare(settings: Mapping[str, Mapping[str, str]]) -> dict[str, list[float]]:
     """Tokens per second of each side in each round, after one that does not count; servers start in the order given."""
     found: dict[str, list[float]] = {name: [] for name in settings}
     with ExitStack() as running:
         sides = {name: running.enter_context(served(**own)) for name, own in settings.items()}
+        for own in settings.values():
+            if "ARGOSY_METRICS_PORT" in own:
+                running.enter_context(scraped(int(own["ARGOSY_METRICS_PORT"])))
         for number in range(ROUNDS + 1):
             for name in sorted(sides, reverse=number % 2 == 1):
                 rate = tokens_per_second(sides[name])
@@ -59,7 +87,14 @@ def main() -> None:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     found: dict[str, list[float]] = {"off": [], "on": []}
     with run_test_collector() as collector:
-        watched = {"off": {}, "on": {"ARGOSY_TRACING__ENDPOINT": collector.endpoint}}
+        watched = {
+            "off": {"ARGOSY_METRICS__ENABLED": "false", "ARGOSY_GENERATION__EXPLAIN_REQUESTS": "0"},
+            "on": {
+                "ARGOSY_TRACING__ENDPOINT": collector.endpoint,
+                "ARGOSY_METRICS__VLLM_NAMES": "true",
+                "ARGOSY_METRICS_PORT": str(free_port()),
+            },
+        }
         for number in range(pairs):
             order = sorted(watched, reverse=number % 2 == 1)
             for name, rates in compare({name: watched[name] for name in order}).items():

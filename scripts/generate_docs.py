@@ -65,7 +65,8 @@ METRICS_BOUNDS = """
 
 Labels hold names that the fleet knows, never what a caller merely says: an unknown adapter, model or tenant makes no
 series. Labels whose values are not fixed by the code have a bound; what finds no room is counted under `{other}`. An
-instrument has at most {series} series (`ARGOSY_METRICS__MAX_SERIES`); series of an adapter go when it is unloaded.
+instrument has at most {series} series (`ARGOSY_METRICS__MAX_SERIES`). Series of adapters and tenants that were idle for
+ten minutes make room for others first.
 
 | Label | Most values | Of which |
 | --- | --- | --- |

@@ -80,6 +80,7 @@ class Fleet:
         self.embeddings.start()
         await self.agents.start()
         watch_engine(self._model, self.engine)
+        watch_tiers(self._model, self.tiers)
 
     async def close(self) -> None:
         """Stops what `start` started, callers before what they call."""
@@ -213,3 +214,11 @@ def _adapters_at_work(engine: Engine) -> AdaptersAtWork:
 def _names(keys: Sequence[str]) -> tuple[str, ...]:
     """Names of adapters, which their keys begin with; versions of one name count once."""
     return tuple(sorted({key.rpartition("@")[0] or key for key in keys}))
+
+
+def watch_tiers(model: str, tiers: AdapterTiers) -> None:
+    """Lets the counters of an engine's slots be read whenever they are exported."""
+    counts = tiers.counts
+    metrics.ADAPTER_HITS.labels(model=model).read(lambda: counts.hits)
+    metrics.ADAPTER_MISSES.labels(model=model).read(lambda: counts.misses)
+    metrics.ADAPTER_EVICTIONS.labels(model=model).read(lambda: counts.evictions)

@@ -3,12 +3,14 @@
 An instrument has one series for each combination of its labels' values. Look a series up once and keep it: writing to
 it takes a lock and an addition, whichever runtime the process belongs to. The number of series is bounded, because
 some label values come from what callers do: a label in `bounds` takes that many values and `OTHER` for all further
-ones, and an instrument that has `max_series` puts further ones there as well.
+ones, and an instrument that has `max_series` puts further ones there as well. Series that nobody looked up for a while
+make room first, of instruments with a label in `fleeting`: those are looked up for each use and never kept.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,9 +26,10 @@ Labels = tuple[str, ...]
 class Value:
     """The series of a counter or gauge."""
 
-    __slots__ = ("_amount", "_lock", "_read")
+    __slots__ = ("_amount", "_lock", "_read", "asked")
 
     def __init__(self, _buckets: tuple[float, ...]) -> None:
+        self.asked = 0.0
         self._lock = threading.Lock()
         self._amount = 0.0
         self._read: Callable[[], float] | None = None
@@ -71,9 +74,10 @@ class Distribution:
 class Histogram:
     """The series of a histogram. A value belongs to the first bucket whose upper end is not below it."""
 
-    __slots__ = ("_buckets", "_counts", "_lock", "_sum")
+    __slots__ = ("_buckets", "_counts", "_lock", "_sum", "asked")
 
     def __init__(self, buckets: tuple[float, ...]) -> None:
+        self.asked = 0.0
         self._lock = threading.Lock()
         self._buckets = buckets
         self._counts = [0] * (len(buckets) + 1)
@@ -90,6 +94,19 @@ class Histogram:
         """What came until now."""
         with self._lock:
             return Distribution(tuple(self._counts), self._sum)
+
+
+class _MutedValue(Value):
+    """Stands for every counter and gauge where nothing is counted."""
+
+    def inc(self, amount: float = 1.0) -> None: ...
+    def set(self, amount: float) -> None: ...
+
+
+class _MutedHistogram(Histogram):
+    """Stands for every histogram where nothing is counted."""
+
+    def observe(self, value: float, times: int = 1) -> None: ...
 
 
 Series = TypeVar("Series", Value, Histogram)
@@ -111,19 +128,27 @@ class Spec:
 
 @dataclass(slots=True)
 class Limits:
-    """How many series there may be; see the module. Tests and servers set them before they count."""
+    """How many series there may be; see the module. One is idle after `idle_s` seconds: by then it was exported often
+    enough that nothing is lost with it. Where they are `muted` no new ones come, and nothing is counted in what stands
+    for them.
+    """
 
     bounds: dict[str, int] = field(default_factory=dict)
     max_series: int = 1_000
+    fleeting: frozenset[str] = frozenset()
+    idle_s: float = 600.0
+    muted: bool = False
 
 
 class Instrument(Generic[Series]):
     """All series of one row."""
 
-    def __init__(self, spec: Spec, make: Callable[[tuple[float, ...]], Series], limits: Limits) -> None:
+    def __init__(self, spec: Spec, make: Callable[[tuple[float, ...]], Series], mute: Series, limits: Limits) -> None:
         self.spec = spec
+        self._mute = mute
         self._make = make
         self._limits = limits
+        self._fleeting = not limits.fleeting.isdisjoint(spec.labels)
         self._lock = threading.Lock()
         self._series: dict[Labels, Series] = {}
         self._alone = make(spec.buckets) if not spec.labels else None
@@ -134,11 +159,14 @@ class Instrument(Generic[Series]):
         """The series of these values, one for each label of the row. Raises KeyError where one is missing."""
         wanted = tuple(values[name] for name in self.spec.labels)
         found = self._series.get(wanted)
-        if found is not None:
-            return found
-        with self._lock:
-            wanted = self._bounded(wanted)
-            return self._series.setdefault(wanted, self._make(self.spec.buckets))
+        if found is None:
+            if self._limits.muted:
+                return self._mute
+            with self._lock:
+                found = self._series.setdefault(self._bounded(wanted), self._make(self.spec.buckets))
+        if self._fleeting:
+            found.asked = time.monotonic()
+        return found
 
     @property
     def only(self) -> Series:
@@ -146,14 +174,6 @@ class Instrument(Generic[Series]):
         if self._alone is None:
             raise TypeError(f"{self.spec.name} has labels: {', '.join(self.spec.labels)}")
         return self._alone
-
-    def drop(self, label: str, value: str) -> None:
-        """Forgets the series of something that is gone, and gives its place to others."""
-        if label in self.spec.labels:
-            place = self.spec.labels.index(label)
-            with self._lock:
-                for labels in [labels for labels in self._series if labels[place] == value]:
-                    del self._series[labels]
 
     def now(self) -> list[tuple[Labels, Series]]:
         """Every series, with its values in the order of the row's labels."""
@@ -163,6 +183,19 @@ class Instrument(Generic[Series]):
     def _bounded(self, wanted: Labels) -> Labels:
         if wanted in self._series:
             return wanted
+        bounded = self._put_together(wanted)
+        if bounded != wanted and self._fleeting and self._drop_idle():
+            return self._put_together(wanted)
+        return bounded
+
+    def _drop_idle(self) -> int:
+        since = time.monotonic() - self._limits.idle_s
+        idle = [labels for labels, series in self._series.items() if series.asked <= since]
+        for labels in idle:
+            del self._series[labels]
+        return len(idle)
+
+    def _put_together(self, wanted: Labels) -> Labels:
         full = len(self._series) >= self._limits.max_series
         return tuple(
             OTHER if (full and name in self._limits.bounds) or self._has_no_room(place, name, value) else value
@@ -192,11 +225,11 @@ class Table:
 
     def counter(self, name: str, unit: str, help: str, labels: Labels = ()) -> Instrument[Value]:
         """Adds a row for what only grows."""
-        return self._add(Instrument(Spec(name, "counter", unit, labels, help), Value, self.limits))
+        return self._add(Instrument(Spec(name, "counter", unit, labels, help), Value, _MutedValue(()), self.limits))
 
     def gauge(self, name: str, unit: str, help: str, labels: Labels = ()) -> Instrument[Value]:
         """Adds a row for what goes up and down."""
-        return self._add(Instrument(Spec(name, "gauge", unit, labels, help), Value, self.limits))
+        return self._add(Instrument(Spec(name, "gauge", unit, labels, help), Value, _MutedValue(()), self.limits))
 
     def histogram(
         self,
@@ -208,12 +241,11 @@ class Table:
         buckets: tuple[float, ...],
     ) -> Instrument[Histogram]:
         """Adds a row for what is distributed."""
-        return self._add(Instrument(Spec(name, "histogram", unit, labels, help, buckets), Histogram, self.limits))
-
-    def drop(self, label: str, value: str) -> None:
-        """Forgets all series of something that is gone, in every row."""
-        for row in self:
-            row.drop(label, value)
+        return self._add(
+            Instrument(
+                Spec(name, "histogram", unit, labels, help, buckets), Histogram, _MutedHistogram(()), self.limits
+            )
+        )
 
     def _add(self, row: _Row) -> _Row:
         if row.spec.name in self._rows:

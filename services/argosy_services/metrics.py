@@ -27,7 +27,7 @@ _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 # How many values a label may have, of those whose number is not fixed by the code. `configure` changes some of them.
 BOUNDS = {"adapter": 100, "tenant": 50, "model": 16, "tool": 64}
-TABLE = Table(Limits(dict(BOUNDS)))
+TABLE = Table(Limits(dict(BOUNDS), fleeting=frozenset({"adapter", "tenant"})))
 
 _CALL = ("service", "method")
 _MODEL = ("model",)
@@ -144,7 +144,10 @@ ADAPTER_EVICTIONS = TABLE.counter(
     "argosy_adapter_evictions", "adapters", "Adapters that left their slot for others.", _MODEL
 )
 ADAPTER_LOADS = TABLE.counter(
-    "argosy_adapter_loads", "adapters", "Adapters taken up; `result` is ready, failed or unloaded.", ("result",)
+    "argosy_adapter_loads",
+    "adapters",
+    "Adapters that came or went; `result` is ready, failed or unloaded.",
+    ("result",),
 )
 ADAPTER_LOAD_SECONDS = TABLE.histogram(
     "argosy_adapter_load_seconds", "seconds", "From acceptance to READY.", buckets=_FAST
@@ -199,7 +202,8 @@ _tenant_names: dict[str, str] = {}
 
 
 def configure(settings: MetricsSettings) -> None:
-    """Takes over the bounds of labels and the names of tenants."""
+    """Takes over whether to count, the bounds of labels and the names of tenants. Before anything is counted."""
+    TABLE.limits.muted = not settings.enabled
     TABLE.limits.bounds |= {"adapter": settings.max_adapters, "tenant": settings.max_tenants}
     TABLE.limits.max_series = settings.max_series
     _tenant_names.clear()
@@ -217,8 +221,3 @@ def tenant_label(tenant: str) -> str:
         return NO_TENANT
     digest = hashlib.blake2b(tenant.encode(), digest_size=4, person=b"argosy metrics").hexdigest()
     return _tenant_names.get(digest, digest)
-
-
-def forget_adapter(name: str) -> None:
-    """Drops the series of an adapter that is gone."""
-    TABLE.drop("adapter", name)

@@ -33,6 +33,7 @@ from argosy_services.bootstrap import (
     make_tokenization,
     sentence_model,
     watch_engine,
+    watch_tiers,
 )
 from argosy_services.cluster import handles
 from argosy_services.cluster.engine_host import EngineHost
@@ -183,6 +184,7 @@ class EngineDeployment:
         self._misses = 0
         self._contact = await self._host.start(get_node_ip_address())
         watch_engine(self._model.name, engine)
+        watch_tiers(self._model.name, self._tiers)
         await self._reconcile()
         self._reconciling = asyncio.create_task(self._keep_reconciling())
         metrics.READY.set(1)

@@ -6,6 +6,7 @@ import asyncio
 import urllib.request
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,19 @@ async def _ask(fleet: RunningFleet, requests: int) -> None:
 
         async with asyncio.timeout(240):
             await asyncio.gather(*map(ask, range(requests)))
+
+
+def test_an_adapter_is_counted(client: argosy.Client, metric: Callable[..., float], good_adapter: Path) -> None:
+    """Fails when an operator cannot see which adapter is hot, or whether adapters find slots."""
+    before = metric("argosy_adapter_hits_total") + metric("argosy_adapter_misses_total")
+    client.adapters.load("counted", good_adapter)
+    try:
+        answer = client.generation.generate("x", adapter="counted", max_tokens=4, ignore_eos=True)
+        labels = {"adapter": "counted", "tenant": "_anonymous"}
+        used = metric("argosy_usage_tokens_total", **labels, kind="completion")
+        assert used == answer.usage.completion_tokens == 4
+        assert metric("argosy_usage_requests_total", **labels) == 1
+        assert metric("argosy_adapter_hits_total") + metric("argosy_adapter_misses_total") == before + 1
+        assert metric("argosy_adapter_loads_total", result="ready") >= 1
+    finally:
+        client.adapters.unload("counted")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from argosy_services import metrics
 from argosy_services.adapters.store import Wanted
-from argosy_services.adapters.types import FINAL, AdapterRecord, AdapterState, AdapterTier, Failure
+from argosy_services.adapters.types import FINAL, SETTLED, AdapterRecord, AdapterState, AdapterTier, Failure
 from argosy_services.errors import ArgosyError, Reason, adapter_not_found
 
 _MAX_FINAL = 1_000
@@ -149,6 +149,8 @@ class AdapterRegistry:
             )
         metrics.ADAPTERS.labels(state=adapter.state.value).dec()
         metrics.ADAPTERS.labels(state=state.value).inc()
+        if state in SETTLED:
+            metrics.ADAPTER_LOADS.labels(result=state.value).inc()
         self.revision += 1
         adapter.record = dataclasses.replace(
             adapter.record,

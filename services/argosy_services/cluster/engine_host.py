@@ -7,8 +7,10 @@ processes a message costs more than a token.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
 import structlog
 
@@ -33,6 +35,7 @@ class EngineHost:
         self._acquire = acquire
         self._release = release
         self._held: dict[str, str] = {}
+        self._waited: dict[str, float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._outboxes: set[_Outbox] = set()
@@ -89,12 +92,14 @@ class EngineHost:
             self._loading[request.id] = asyncio.create_task(self._load_and_submit(request, request.adapter))
 
     async def _load_and_submit(self, request: Request, adapter: str) -> None:
+        since = time.monotonic()
         try:
             await self._acquire(adapter)
         except Exception as error:
             self._refuse(request, error)
         else:
             self._held[request.id] = adapter
+            self._waited[request.id] = time.monotonic() - since
             self._submit(request)
         finally:
             self._loading.pop(request.id, None)
@@ -124,6 +129,7 @@ class EngineHost:
     def _end(self, request_id: str) -> _Outbox | None:
         """A sequence is over; returns whose it was."""
         outbox = self._owners.pop(request_id, None)
+        self._waited.pop(request_id, None)
         if (adapter := self._held.pop(request_id, None)) is not None:
             self._release(adapter)
         if not self._owners:
@@ -138,6 +144,8 @@ class EngineHost:
     def _distribute(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             self._look(output.error)
+            if output.timings is not None and (waited := self._waited.get(output.request_id)):
+                output = replace(output, timings=replace(output.timings, adapter_s=waited))  # noqa: PLW2901
             over = output.finish is not None
             outbox = self._end(output.request_id) if over else self._owners.get(output.request_id)
             if outbox is not None:

@@ -139,6 +139,7 @@ class Timings:
     `grammar_s` of `queue_s` its grammar was compiled. `preempted_s` are the times, in seconds since its arrival, at
     which it lost its place to others, `requeued_s` how long it was without one in all. `ahead` says who was there
     before it, `short_of` what kept it from its place once its turn had come: "places" in the batch, or "blocks".
+    `adapter_s` were before its arrival, where the engine's process had to bring its adapter.
     """
 
     queue_s: float = 0.0
@@ -147,6 +148,7 @@ class Timings:
     grammar_s: float = 0.0
     preempted_s: tuple[float, ...] = ()
     requeued_s: float = 0.0
+    adapter_s: float = 0.0
     ahead: Ahead | None = None
     short_of: str = ""
 

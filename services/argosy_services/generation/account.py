@@ -36,7 +36,7 @@ class Account:
         self.reason = ""
         self.tokenization_s = 0.0
         self.grammar_check_s = 0.0
-        self.adapter_wait_s = 0.0
+        self._lease_wait_s = 0.0
         self.reader_s = 0.0
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -74,13 +74,12 @@ class Account:
         try:
             yield
         finally:
-            self.adapter_wait_s = time.monotonic() - since
+            self._lease_wait_s = time.monotonic() - since
 
     def leased(self, lease: Lease | None) -> None:
         """An adapter is known by its own name from here on, whatever the request called it."""
         if lease is not None:
             self.adapter = lease.name
-            metrics.ADAPTER_WAIT_SECONDS.labels(model=self.model).observe(self.adapter_wait_s)
 
     @property
     def longest(self) -> Progress | None:
@@ -91,6 +90,11 @@ class Account:
     def timings(self) -> Timings | None:
         """Those of `longest`, None before the engine told them."""
         return None if self.longest is None else self.longest.told
+
+    @property
+    def adapter_wait_s(self) -> float:
+        """Until the adapter was leased and, where engines are processes of their own, in a slot of the engine's."""
+        return self._lease_wait_s + (self.timings.adapter_s if self.timings else 0.0)
 
     def close(self, state: RequestState, reason: str = "") -> None:
         """The request is over. Keeps of many sequences only the one that the others waited for."""
@@ -113,6 +117,8 @@ class Account:
             "adapter": self.adapter or metrics.NO_ADAPTER,
         }
         metrics.USAGE_REQUESTS.labels(**labels).inc()
+        if self.adapter:
+            metrics.ADAPTER_WAIT_SECONDS.labels(model=self.model).observe(self.adapter_wait_s)
         kinds = {
             "prompt": self.prompt_tokens or sum(one.prompt_tokens for one in begun),
             "cached": min(one.cached_tokens for one in begun)

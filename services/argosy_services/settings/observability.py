@@ -32,6 +32,7 @@ class TracingSettings(Section):
 class MetricsSettings(Section):
     """What the metrics show; see docs/metrics.md."""
 
+    enabled: bool = Field(default=True, description="Count at all; without it the page shows the process alone.")
     vllm_names: bool = Field(
         default=False, description="Also export the names that vLLM uses, for gateways and autoscalers that go by them."
     )

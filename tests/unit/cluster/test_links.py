@@ -18,7 +18,7 @@ from argosy_services.cluster.placement import ReplicaView
 from argosy_services.cluster.remote_engine import ReplicaLost
 from argosy_services.cluster.roster import Member, Roster
 from argosy_services.cluster.wire import Contact
-from argosy_services.engine.base import Finish, Grammar, Request, StepCallback, StepOutput
+from argosy_services.engine.base import Finish, Grammar, Request, StepCallback, StepOutput, Timings
 from argosy_services.errors import ArgosyError, Reason
 
 HOST = "127.0.0.1"
@@ -47,7 +47,8 @@ class CountingEngine:
         outputs = []
         for name, left in list(self.live.items()):
             token = left.pop(0)
-            outputs.append(StepOutput(name, (token,), finish=None if left else Finish.LENGTH))
+            over = {} if left else {"finish": Finish.LENGTH, "timings": Timings(decode_s=1.0)}
+            outputs.append(StepOutput(name, (token,), **over))
             if not left:
                 del self.live[name]
         self.on_step(outputs)
@@ -299,12 +300,17 @@ async def test_cancelling_one_that_waits_for_a_link_leaves_the_others(fleet: Fle
 async def test_a_sequence_waits_for_its_adapter(fleet: Fleet) -> None:
     one = fleet.replicas["one"]
     engines = fleet.gateway()
-    run = asyncio.create_task(engines.run(asking("a", adapter="x@1"), ignore))
-    plain = asyncio.create_task(engines.run(asking("b"), ignore))
+    outputs: list[StepOutput] = []
+    run = asyncio.create_task(engines.run(asking("a", adapter="x@1"), outputs.append))
+    plain = asyncio.create_task(engines.run(asking("b"), outputs.append))
     await until(lambda: set(one.engine.live) == {"b"})
     one.may_load.set()
     await until(lambda: run.done() and plain.done(), one.engine.step)
     assert one.loaded == one.released == ["x@1"]
+    told = {output.request_id: output.timings for output in outputs if output.timings}
+    assert told["b"] == Timings(decode_s=1.0)
+    assert told["a"] == Timings(decode_s=1.0, adapter_s=told["a"].adapter_s)
+    assert told["a"].adapter_s > 0
 
 
 async def test_a_sequence_that_is_cancelled_before_its_adapter_is_there_never_runs(fleet: Fleet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -85,16 +86,27 @@ def test_the_bounds_of_several_labels_do_not_multiply() -> None:
     assert sum(series.now() for _, series in row.now()) == 10_000
 
 
-def test_what_is_gone_makes_room() -> None:
-    made = table(adapter=1)
+def test_what_was_idle_makes_room() -> None:
+    limits = Limits({"adapter": 1, "model": 1}, fleeting=frozenset({"adapter"}), idle_s=0.0)
+    made = Table(limits)
     row = made.counter("c", "requests", "c", ("adapter",))
     kept = made.counter("d", "requests", "d", ("model",))
-    kept.labels(model="first").inc()
-    row.labels(adapter="first").inc()
-    made.drop("adapter", "first")
-    row.labels(adapter="second").inc(2)
-    assert [(labels, series.now()) for labels, series in row.now()] == [(("second",), 2)]
-    assert len(kept.now()) == 1
+    for name in ("first", "second"):
+        kept.labels(model=name).inc()
+        row.labels(adapter=name).inc()
+    assert [labels for labels, _ in row.now()] == [("second",)]
+    assert [labels for labels, _ in kept.now()] == [("first",), (OTHER,)]
+    limits.idle_s = 60.0
+    row.labels(adapter="third").inc()
+    assert [labels for labels, _ in row.now()] == [("second",), (OTHER,)]
+
+
+def test_what_is_muted_counts_nothing() -> None:
+    limits = Limits(muted=True)
+    row = Table(limits).counter("c", "requests", "c", ("model",))
+    row.labels(model="m").inc()
+    assert row.labels(model="m").now() == 0
+    assert row.now() == []
 
 
 def test_a_missing_label_is_an_error() -> None:
@@ -109,8 +121,8 @@ def test_a_name_stands_in_the_table_once() -> None:
         made.gauge("c", "requests", "c")
 
 
-def test_the_page_is_what_prometheus_reads() -> None:
-    metrics.SEQUENCES_RUNNING.labels(model="page").set(3)
+def test_the_page_is_what_prometheus_reads(pretend: Callable[..., None]) -> None:
+    pretend(metrics.SEQUENCES_RUNNING, "page", 3)
     metrics.RPC_TOTAL.labels(service="s", method='"\\\n', code="OK", reason="").inc(2)
     metrics.INTER_TOKEN.labels(model="page").observe(0.004, 2)
     page = generate_latest(registry()).decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -51,11 +53,11 @@ def test_all_of_them_are_there_with_their_types() -> None:
     assert {alias.spec.name: alias.spec.kind for alias in ALIASES} == OF_VLLM
 
 
-def test_they_say_what_ours_say() -> None:
-    metrics.SEQUENCES_RUNNING.labels(model="v").set(4)
-    metrics.SEQUENCES_WAITING.labels(model="v").set(5)
-    metrics.KV_BLOCKS_IN_USE.labels(model="v").set(30)
-    metrics.KV_BLOCKS_TOTAL.labels(model="v").set(120)
+def test_they_say_what_ours_say(pretend: Callable[..., None]) -> None:
+    pretend(metrics.SEQUENCES_RUNNING, "v", 4)
+    pretend(metrics.SEQUENCES_WAITING, "v", 5)
+    pretend(metrics.KV_BLOCKS_IN_USE, "v", 30)
+    pretend(metrics.KV_BLOCKS_TOTAL, "v", 120)
     metrics.PROMPT_TOKENS.labels(model="v").inc(7)
     metrics.CACHED_PROMPT_TOKENS.labels(model="v").inc(3)
     metrics.GENERATED_TOKENS.labels(model="v").inc(11)
