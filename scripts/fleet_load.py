@@ -17,6 +17,8 @@ import argosy
 # One for each tenant; they open the server of one test.
 KEYS = ("harbour-office-key", "lighthouse-crew-key")
 GOOD, BROKEN = "good", "broken"
+# One more than the slots of the fleet.
+ADAPTERS = ("ships-log", "cook-book", "night-watch")
 _QUESTION = "You are the log of a ship under sail. Answer in the words of a sailor, and do not hurry. " * 3
 
 
@@ -52,14 +54,19 @@ def run_load(address: str, adapters: Path, seconds: float) -> None:
         argosy.Client(address, api_key=KEYS[0], timeout=60) as first,
         argosy.Client(address, api_key=KEYS[1], timeout=60) as second,
     ):
-        first.adapters.load("ships-log", adapters / GOOD)
-        # Before the crowd comes, which has some later runs refused; twice, for a counter that begins has not grown yet.
+        for name in ADAPTERS:
+            first.adapters.load(name, adapters / GOOD)
+        # Before the crowd comes, which has some of it refused; twice, for a counter that begins has not grown yet.
         for _ in range(2):
-            first.agents.run("What is 17 * 23 + 4?", tools=["calculator"], temperature=0.0).result()
+            for steps in (1, 8):
+                budget = argosy.AgentBudget(max_steps=steps)
+                first.agents.run("What is 17 * 23 + 4?", tools=["calculator"], temperature=0.0, budget=budget).result()
+            for name in ADAPTERS:
+                second.generation.generate("Anchors", adapter=name, max_tokens=4)
             time.sleep(1.5)
         work: list[Callable[[random.Random], object]] = [
             *[lambda dice, client=client: _talk(client, dice) for client in (first, first, second) for _ in range(6)],
-            lambda dice: _talk(second, dice, adapter="ships-log"),
+            lambda dice: _talk(second, dice, adapter=dice.choice(ADAPTERS)),
             lambda dice: _go_away(first, dice),
             lambda _: _ask_wrongly(second),
             lambda dice: second.embeddings.embed(["a ship " * dice.randint(1, 60) for _ in range(dice.randint(1, 24))]),

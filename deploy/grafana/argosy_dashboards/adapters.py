@@ -1,13 +1,75 @@
 """Which adapters are there, which is hot, and do they come in time?"""
 
 from argosy_dashboards.board import Board, Panel, Row
-from argosy_dashboards.queries import Query, quantiles, series, total
+from argosy_dashboards.queries import COMPLETION, MODEL, Query, quantiles, rate, series, total
+
+_HITS, _MISSES = (rate(f"argosy_adapter_{what}_total", MODEL, by="model") for what in ("hits", "misses"))
 
 BOARD = Board(
     uid="argosy-adapters",
     title="Argosy / Adapters",
-    description="LoRA adapters: states, leases, loading.",
+    description="LoRA adapters: which is hot, states, leases, loading, slots.",
     rows=(
+        Row(
+            "Heat",
+            (
+                Panel(
+                    "Tokens by adapter",
+                    "Which adapter is hot?",
+                    "Pin an adapter that must never wait: `argosy adapters load --pin`.",
+                    (
+                        Query(
+                            f"topk(10, {rate(*COMPLETION, by='adapter')})",
+                            "{{adapter}}",
+                        ),
+                    ),
+                    kind="stacked",
+                ),
+                Panel(
+                    "Requests that found their adapter in a slot",
+                    "Do adapters have to be brought for requests?",
+                    "Low while slots are taken from each other: raise generation.max_adapters, or add engines. "
+                    "Runbook: ArgosyAdaptersThrash.",
+                    (Query(f"{_HITS} / ({_HITS} + {_MISSES})", "{{model}}"),),
+                    unit="percentunit",
+                ),
+                Panel(
+                    "Waiting for an adapter",
+                    "How long do requests wait until theirs is in the engine?",
+                    "Long with few misses: slots are held by long answers. Long with many: more adapters than slots.",
+                    quantiles("argosy_adapter_wait_seconds", MODEL),
+                    unit="s",
+                ),
+            ),
+        ),
+        Row(
+            "Slots",
+            (
+                Panel(
+                    "Slots of the engines",
+                    "Is there room in the engines?",
+                    "Full is normal: the adapters used last stay. See how often one has to leave for another.",
+                    (
+                        Query(total("argosy_adapter_slots_in_use", MODEL, by="model"), "in use {{model}}"),
+                        Query(total("argosy_adapter_slots_total", MODEL, by="model"), "there {{model}}"),
+                    ),
+                ),
+                Panel(
+                    "Adapters that left their slot for others",
+                    "Do adapters push each other out?",
+                    "Each eviction is a load that comes again. Runbook: ArgosyAdaptersThrash.",
+                    (Query(rate("argosy_adapter_evictions_total", MODEL, by="model"), "{{model}}"),),
+                    unit="ops",
+                ),
+                Panel(
+                    "Adapters that came and went",
+                    "Who changes the fleet's adapters?",
+                    "Failures: `argosy adapters list` says why. Runbook: ArgosyAdapterLoadsFail.",
+                    (Query(rate("argosy_adapter_loads_total", by="result"), "{{result}}"),),
+                    unit="ops",
+                ),
+            ),
+        ),
         Row(
             "Residency",
             (

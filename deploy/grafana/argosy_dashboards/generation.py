@@ -1,7 +1,7 @@
 """Where does the time of an answer go?"""
 
 from argosy_dashboards.board import Board, Panel, Row
-from argosy_dashboards.queries import MODEL, Query, quantiles, rate, total
+from argosy_dashboards.queries import MODEL, Query, mean, quantiles, rate, total
 
 BOARD = Board(
     uid="argosy-generation",
@@ -37,6 +37,34 @@ BOARD = Board(
             ),
         ),
         Row(
+            "Stages",
+            (
+                Panel(
+                    "Prefill",
+                    "How long from a place in the batch to the first token?",
+                    "It grows with the part of prompts that no cache has. One long prompt yields to others after "
+                    "generation.max_step_tokens.",
+                    quantiles("argosy_prefill_seconds", MODEL),
+                    unit="s",
+                ),
+                Panel(
+                    "Decode",
+                    "How long from the first token to the last?",
+                    "Compare with the panel `Between two tokens`: longer answers, or slower ones?",
+                    quantiles("argosy_decode_seconds", MODEL),
+                    unit="s",
+                ),
+                Panel(
+                    "From submission to the end",
+                    "How long does an answer take in all?",
+                    "The largest of the stages beside is the one to work on; `argosy explain REQUEST` tells it of one "
+                    "request.",
+                    quantiles("argosy_end_to_end_seconds", MODEL),
+                    unit="s",
+                ),
+            ),
+        ),
+        Row(
             "Throughput",
             (
                 Panel(
@@ -67,6 +95,35 @@ BOARD = Board(
                     "Zero while sequences run is a stalled engine. Runbook: ArgosyEngineStalled.",
                     (Query(rate("argosy_engine_steps_total", MODEL, by="model, instance"), "{{model}} {{instance}}"),),
                     unit="ops",
+                ),
+            ),
+        ),
+        Row(
+            "Steps",
+            (
+                Panel(
+                    "A step",
+                    "How long does a step of the engine take?",
+                    "Every token of every answer waits for a step: compare with the sequences and tokens in it.",
+                    quantiles("argosy_step_seconds", MODEL),
+                    unit="s",
+                ),
+                Panel(
+                    "In a step",
+                    "How full is the batch?",
+                    "Small while sequences wait: blocks are short, not places. Large and slow: the machine is at its "
+                    "limit.",
+                    (
+                        Query(mean("argosy_batch_sequences", MODEL, by="model"), "sequences {{model}}"),
+                        Query(mean("argosy_batch_tokens", MODEL, by="model"), "tokens {{model}}"),
+                    ),
+                ),
+                Panel(
+                    "Tokens computed for nothing",
+                    "What does the engine throw away?",
+                    "preempted: raise generation.kv_cache_tokens. draft: set generation.speculation to auto or off.",
+                    (Query(rate("argosy_lost_tokens_total", MODEL, by="reason"), "{{reason}}"),),
+                    kind="stacked",
                 ),
             ),
         ),

@@ -9,6 +9,9 @@ MODEL = 'model=~"$model"'
 # Codes of calls that failed through no fault of the caller, as deploy/prometheus/rules.yaml has them.
 FAULTS = 'code=~"INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE"'
 
+# Of a request's usage what was generated, which is what costs.
+COMPLETION = ("argosy_usage_tokens_total", MODEL, 'kind="completion"')
+
 
 @dataclass(frozen=True, slots=True)
 class Query:

@@ -25,6 +25,7 @@ from argosy_services.agents.tools.registry import ToolRegistry
 from argosy_services.agents.tools.search import PassageSearch
 from argosy_services.agents.types import (
     AgentSpec,
+    Outcome,
     Recorded,
     RunInfo,
     RunResumed,
@@ -76,8 +77,10 @@ class AgentsService:
         await asyncio.to_thread(self._store.prepare)
         if self._toolbox is not None:
             self._registry = ToolRegistry([*self._registry.all(), *await self._toolbox.open()])
+        # A counter that is first seen at one has not grown for Prometheus.
+        for outcome in Outcome:
+            metrics.AGENT_RUNS.labels(outcome=outcome.value)
         for tool in self._registry.all():
-            # A counter that is first seen at one has not grown for Prometheus.
             metrics.TOOL_CALLS.labels(tool=tool.name, result="ok")
             metrics.TOOL_SECONDS.labels(tool=tool.name)
 
