@@ -80,6 +80,10 @@ def _panel(
     card.spines[:].set_color("#24272e")
     figure.text(left + 0.009, bottom + height - 0.2 * inch, panel["title"], fontsize=8.5, weight="bold", va="center")
     unit = panel["fieldConfig"]["defaults"].get("unit", "short")
+    if panel["type"] == "table":
+        axes = figure.add_axes((left + 0.012, bottom + 0.2 * inch, width - 0.024, height - 0.7 * inch), facecolor=CARD)
+        _table(axes, panel, observed)
+        return
     series = _series(panel, observed)
     if panel["type"] == "stat":
         value = series[0][1][-1][1] if series else float("nan")
@@ -95,6 +99,25 @@ def _panel(
         return
     axes = figure.add_axes((left + 0.037, bottom + 0.78 * inch, width - 0.046, height - 1.18 * inch), facecolor=CARD)
     _lines(axes, panel, series, unit)
+
+
+def _table(axes: Axes, panel: dict[str, Any], observed: Observed) -> None:
+    """A row for each series, with its labels and its last value, the largest first."""
+    (target,) = panel["targets"]
+    found = observed.prometheus.query(interpolate(target["expr"]), observed.end)
+    found.sort(key=lambda one: -float(one["value"][1]))
+    labels = sorted({label for one in found for label in one["metric"]})
+    rows = [
+        [*(one["metric"].get(label, "") for label in labels), _text(float(one["value"][1]), "short")] for one in found
+    ]
+    axes.axis("off")
+    drawn = axes.table(rows[:12], colLabels=[*labels, target["legendFormat"]], cellLoc="left", loc="upper center")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
+    drawn.scale(1, 1.3)
+    for (row, _), cell in drawn.get_celld().items():
+        cell.set(facecolor=CARD, edgecolor=FAINT, linewidth=0.4)
+        cell.get_text().set(color="#9aa3b5" if row == 0 else INK)
 
 
 def _series(panel: dict[str, Any], observed: Observed) -> list[tuple[str, list[tuple[float, float]]]]:
