@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import time
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 import argosy
-from argosy_services.testing import RunningFleet
+from argosy_services.cluster import local
+from argosy_services.testing import RunningCluster, RunningFleet
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -126,3 +132,32 @@ def test_an_adapter_is_counted(client: argosy.Client, metric: Callable[..., floa
         assert metric("argosy_adapter_loads_total", result="ready") >= 1
     finally:
         client.adapters.unload("counted")
+
+
+def test_rays_own_page_says_the_same(fleet: RunningFleet, client: argosy.Client, metric: Callable[..., float]) -> None:
+    """Fails when what Prometheus reads from Ray's agents differs from the replicas' own pages in more than `ray_`."""
+    if not isinstance(fleet, RunningCluster):
+        pytest.skip("there is no Ray")
+    client.generation.generate("The harbour at night is", max_tokens=8, ignore_eos=True)
+    counters = [name for name in SEEN if name.endswith("_total")]
+    give_up = time.monotonic() + 60
+    while (seen := _on_rays_page(fleet, counters)) != (own := {name: metric(name) for name in counters}):
+        assert time.monotonic() < give_up, f"Ray says {seen}, replicas say {own}"
+        time.sleep(1)
+    assert all(_on_rays_page(fleet, SEEN).values())
+
+
+def _on_rays_page(fleet: RunningCluster, names: Sequence[str]) -> dict[str, float]:
+    ray = local.find(fleet.settings)
+    assert ray is not None
+    arguments = " ".join(" ".join(child.cmdline()) for child in psutil.Process(ray.pid).children(recursive=True))
+    session = re.search(r"--session[-_]dir=(\S+)", arguments)
+    assert session is not None
+    found: Counter[str] = Counter()
+    (group,) = json.loads(Path(session[1], "prom_metrics_service_discovery.json").read_text())
+    for target in group["targets"]:
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as page:
+            for line in page.read().decode().splitlines():
+                if not line.startswith("#"):
+                    found[re.split("[ {]", line)[0]] += float(line.rpartition(" ")[2])
+    return {name: found[f"ray_{name}"] for name in names}

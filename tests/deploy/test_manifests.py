@@ -124,6 +124,27 @@ def test_what_monitors_ask_for_is_there(manifests: Render, case: Path) -> None:
         assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= pods
 
 
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
+def test_rules_find_what_monitors_bring(manifests: Render, kind: str) -> None:
+    """Fails when series come under a job or a name that no rule reads."""
+    monitors = [monitor for case in sorted((CHART / "ci").glob("*.yaml")) for monitor in of_kind(manifests(case), kind)]
+    assert monitors
+    for monitor in monitors:
+        for endpoint in monitor["spec"]["podMetricsEndpoints" if kind == "PodMonitor" else "endpoints"]:
+            if endpoint["port"] != "metrics":
+                continue
+            assert {"targetLabel": "job", "replacement": "argosy"} in endpoint["relabelings"]
+            rules = endpoint.get("metricRelabelings", ())
+            assert kind == "ServiceMonitor" or [
+                functools.reduce(_renamed, rules, name)
+                for name in ("ray_argosy_ready", "ray_vllm_num_requests_waiting", "ray_node_cpu")
+            ] == ["argosy_ready", "vllm:num_requests_waiting", "ray_node_cpu"]
+
+
+def _renamed(name: str, rule: dict[str, Any]) -> str:
+    return re.sub(f"^{rule['regex']}$", rule["replacement"].replace("$1", r"\1"), name)
+
+
 def test_every_dashboard_comes_in_a_config_map(manifests: Render) -> None:
     files = {file.name: file.read_text() for file in (CHART / "files/dashboards").glob("*.json")}
     found = of_kind(manifests(CHART / "ci/ray-cpu-values.yaml"), "ConfigMap")
