@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -79,6 +80,10 @@ CLASS_OF_REASON: dict[str, type[ArgosyError]] = {
 # gRPC has no flag for "the request never left": its own words are the only sign (tests/unit/sdk/test_retry.py).
 _NEVER_CONNECTED = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
 
+# Ray Serve's proxy says so of a fleet's service for a moment after it was started again (tests/cluster).
+_SOON_S = 0.1
+_NO_APPLICATION = re.compile(r"Application '(\w+)' not found")
+
 
 class RpcStatus(Protocol):
     """What the exceptions of grpc and grpc.aio have in common."""
@@ -114,6 +119,13 @@ def to_error(status: RpcStatus, *, address: str, request_id: str) -> ArgosyError
             request_id=request_id,
         )
     details = _read_details(trailers.get(_DETAILS_KEY))
+    if code is grpc.StatusCode.NOT_FOUND and not details.info.reason and (missing := _NO_APPLICATION.match(message)):
+        return errors.ServerStartingError(
+            f"the fleet at {address} does not serve {missing[1]} now; `argosy status` shows whether it will",
+            code=code,
+            retry_after=_SOON_S,
+            request_id=request_id,
+        )
     return error_class(code, details.info.reason)(
         message,
         code=code,

@@ -36,6 +36,16 @@ async def test_a_refusal_with_a_delay_is_tried_again(face: Face, server: Scripte
     assert len({call.metadata["x-request-id"] for call in calls}) == 1
 
 
+async def test_a_cluster_whose_front_knows_no_service_yet_is_waited_for(face: Face, server: ScriptedServer) -> None:
+    said = "Application 'generation' not found. Ping /ray.serve.RayServeAPIService/ListApplications for more."
+    unknown = Failure(grpc.StatusCode.NOT_FOUND, message=said)
+    server.failures["LoadAdapter"] = [unknown]
+    assert (await face.call(lambda c: c.adapters.load("a", "file:///a"))).name == "pirate"
+    server.failures["Generate"] = [unknown] * 5
+    with pytest.raises(argosy.ServerStartingError, match="does not serve generation now"):
+        await face.call(lambda c: c.generation.generate("x"))
+
+
 async def test_attempts_are_bounded(face: Face, server: ScriptedServer) -> None:
     server.failures["Generate"] = [FULL] * 5
     with pytest.raises(argosy.QueueFullError) as caught:
