@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from argosy_services.engine.base import Request
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
-from argosy_services.engine.torch_engine.scheduler import DECODE_WEIGHT, Scheduler
+from argosy_services.engine.torch_engine.scheduler import DECODE_WEIGHT, PAUSES, Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
 
@@ -206,6 +206,7 @@ def test_a_higher_priority_puts_lower_ones_back_and_no_equal_ones() -> None:
     run_step(scheduler)
     assert scheduler.preemptions == 1
     scheduler.add(sequence("high", 3, 30, priority=1))
+    run_step(scheduler)
     work = run_step(scheduler)
     # Of equals the youngest.
     assert [item.sequence.request.id for item in work] == ["old", "young", "high"]
@@ -219,7 +220,27 @@ def test_a_higher_priority_does_not_wait_for_a_long_prompt() -> None:
     scheduler.add(sequence("equal", 5, 1))
     assert [item.sequence.request.id for item in run_step(scheduler)] == ["long"]
     scheduler.add(sequence("high", 5, 1, token=2, priority=1))
-    assert [(item.sequence.request.id, item.count) for item in run_step(scheduler)] == [("high", 5), ("long", 3)]
+    assert [(item.sequence.request.id, item.count) for item in run_step(scheduler)] == [("high", 5)]
+
+
+def test_lower_priorities_pause_while_a_prompt_is_computed() -> None:
+    scheduler = Scheduler(BlockAllocator(100, BLOCK), max_batch=8, max_step_tokens=8)
+    for name, priority in (("low", -1), ("equal", 0), ("long and low", -1)):
+        scheduler.add(sequence(name, 2 if priority == 0 else 3, 90, token=priority + 3, priority=priority))
+    run_step(scheduler)
+    scheduler.add(sequence("prompt", 12, 1, token=9))
+    steps = [[(item.sequence.request.id, item.count) for item in run_step(scheduler)] for _ in range(3)]
+    assert steps[:2] == [[("equal", 1), ("prompt", 7)], [("equal", 1), ("prompt", 5)]]
+    assert {name for name, _ in steps[2]} >= {"low", "equal", "long and low"}
+
+
+def test_prompts_one_after_another_do_not_stop_lower_priorities() -> None:
+    scheduler = Scheduler(BlockAllocator(1000, BLOCK), max_batch=8, max_step_tokens=8)
+    scheduler.add(sequence("low", 3, 90, priority=-1))
+    run_step(scheduler)
+    scheduler.add(sequence("prompt", 200, 1))
+    names = [[item.sequence.request.id for item in run_step(scheduler)] for _ in range(2 * (PAUSES + 1))]
+    assert names == 2 * [*PAUSES * [["prompt"]], ["low", "prompt"]]
 
 
 def test_the_most_served_tenant_is_put_back_when_blocks_run_out() -> None:

@@ -4,7 +4,8 @@ Continuous batching (Yu et al., Orca, 2022) with chunked prefill (Agrawal et al.
 every decoding sequence its one token, then fills the rest of its token budget with prompts, those admitted before new
 ones of the same priority. Known beginnings of prompts are shared and not computed again. When blocks run out, or
 sequences of higher priority wait, some are put back to the queue and computed again later: those of the lowest
-priority, of them those of the tenant that was served most, of them the youngest.
+priority, of them those of the tenant that was served most, of them the youngest. While a prompt is computed, sequences
+of lower priority pause, so that its first token comes as if they were not there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from argosy_services.engine.base import LOWEST_PRIORITY
 from argosy_services.engine.torch_engine.fair_queue import FairQueue
 from argosy_services.engine.torch_engine.heap import Heap
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator, extend_digests
@@ -20,6 +22,8 @@ from argosy_services.engine.torch_engine.step import Work
 
 # On a tenant's account a generated token weighs more than one of a prompt, of which a step computes many at once.
 DECODE_WEIGHT = 2
+# So many steps in a row may pass lower priorities by.
+PAUSES = 4
 
 
 class Scheduler:
@@ -36,6 +40,7 @@ class Scheduler:
         self.lost_tokens = 0  # Computed, and to be computed again because of a preemption.
         self._deadlines: Heap[Sequence] = Heap()
         self._put_back: set[Sequence] = set()  # In the step that is being scheduled.
+        self._pauses = 0
 
     @property
     def waiting_tokens(self) -> int:
@@ -70,15 +75,29 @@ class Scheduler:
         work: list[Work] = []
         self.admitted.clear()
         self._put_back.clear()
-        # Decoding sequences first: nobody's next token waits for somebody else's prompt.
-        budget = self._extend_all([running for running in self.running if running.pending <= 1], work)
-        prompts = [running for running in self.running if running.pending > 1]
+        floor = self._floor()
+        active = [running for running in self.running if running.request.priority >= floor]
+        # Decoding sequences first: nobody's next token waits for the prompt of an equal.
+        budget = self._extend_all([running for running in active if running.pending <= 1], work)
+        prompts = [running for running in active if running.pending > 1]
         for sequence in sorted(prompts, key=lambda running: -running.rank):
             budget = self._admit(budget, work, above=sequence.rank)
             budget -= self._extend(sequence, budget, work)
-        self._admit(budget, work)
+        self._admit(budget, work, above=floor - 1)
         # The work of what was put back is void.
         return [item for item in work if item.sequence not in self._put_back] if self._put_back else work
+
+    def _floor(self) -> int:
+        """The lowest priority that the next step works for."""
+        prompts = [running.request.priority for running in self.running if running.pending > 1]
+        if (first := self.waiting.first()) is not None:
+            prompts.append(first.request.priority)
+        floor = max(prompts, default=LOWEST_PRIORITY)
+        if self._pauses < PAUSES and any(running.request.priority < floor for running in self.running):
+            self._pauses += 1
+            return floor
+        self._pauses = 0
+        return LOWEST_PRIORITY
 
     def _extend_all(self, sequences: Iterable[Sequence], work: list[Work]) -> int:
         budget = self.max_step_tokens
@@ -98,12 +117,12 @@ class Scheduler:
         work.append(Work(sequence, sequence.computed, count))
         return count
 
-    def _admit(self, budget: int, work: list[Work], above: int | None = None) -> int:
+    def _admit(self, budget: int, work: list[Work], above: int) -> int:
         """Lets in those that wait as far as there is room, only higher priorities than `above`; gives what is left of
         the budget.
         """
         while budget and (sequence := self.waiting.first()) is not None:
-            if sequence in self._put_back or (above is not None and sequence.rank <= above):
+            if sequence in self._put_back or sequence.rank <= above:
                 break
             known = self._known_prefix(sequence)
             if not self._make_room(sequence, known):
