@@ -175,7 +175,7 @@ def make_agents(settings: Settings, generation: Generation, database: Database, 
     """The agents service over the generation service."""
     toolbox = Toolbox(settings.agents)
     return AgentsService(
-        LocalChatModel(generation),
+        LocalChatModel(generation, settings.agents.priority),
         toolbox.safe(),
         RunStore(database, keep_runs=settings.agents.keep_runs),
         max_running=settings.agents.max_running,

@@ -25,16 +25,17 @@ from argosy_services.tokenization.types import Chat
 
 
 class LocalChatModel:
-    """A `ChatModel` over the generation service."""
+    """A `ChatModel` over the generation service, which is asked with `priority`."""
 
-    def __init__(self, service: Generation) -> None:
+    def __init__(self, service: Generation, priority: int = 0) -> None:
         self._service = service
+        self._priority = priority
 
     async def complete(self, completion: Completion) -> AsyncIterator[Chunk]:
         """Writes an answer; see `ChatModel`. Raises what `GenerationService.stream` raises."""
         stopped_at_length = False
         events = self._service.stream(
-            _spec(completion),
+            _spec(completion, self._priority),
             request_id=f"agent-{uuid.uuid4().hex}",
             deadline=completion.deadline,
             tenant=completion.tenant,
@@ -79,7 +80,7 @@ class LocalEmbedder:
         return (await self._service.embed(texts, normalize=True)).vectors
 
 
-def _spec(completion: Completion) -> GenerationSpec:
+def _spec(completion: Completion, priority: int) -> GenerationSpec:
     return GenerationSpec(
         prompt=ChatPrompt(Chat(completion.messages, completion.tools), prefix=completion.prefix),
         model=completion.model,
@@ -91,4 +92,5 @@ def _spec(completion: Completion) -> GenerationSpec:
             stop=tuple(completion.stop),
         ),
         form=completion.form,
+        priority=priority,
     )

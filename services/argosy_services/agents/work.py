@@ -41,11 +41,15 @@ from argosy_services.agents.types import (
     Usage,
 )
 from argosy_services.engine.base import Grammar
+from argosy_services.errors import ArgosyError, Reason
 from argosy_services.tokenization.types import ChatMessage
 from argosy_services.tokenization.types import Tool as ToolSchema
 
 # Seeds of branches lie this far apart, more than one branch has completions.
 _SEEDS_APART = 1 << 20
+
+# So long a run waits before it asks a model again that had no room and did not say when it will.
+_NO_ROOM_S = 1.0
 
 _UNKNOWN = (
     "the server stopped while this call was made: it may or may not have taken effect, and is not made again; "
@@ -300,6 +304,16 @@ class Work:
         return observation
 
     async def _complete(self, completion: Completion, *, shown: bool) -> ModelReplied:
+        """Has the model write; where it has no room now, the run waits for it as long as it has time."""
+        while True:
+            try:
+                return await self._write(completion, shown=shown)
+            except ArgosyError as error:
+                if error.reason is not Reason.QUEUE_FULL:
+                    raise
+                await self.context.meter.in_time(asyncio.sleep(error.retry_after_s or _NO_ROOM_S))
+
+    async def _write(self, completion: Completion, *, shown: bool) -> ModelReplied:
         text, last = "", Chunk("")
         async with self._completing(completion) as chunks:
             while not last.finished:

@@ -46,6 +46,9 @@ class AgentSettings(Section):
     max_running: int = Field(
         default=32, ge=1, description="Most runs at once; one more is refused.", json_schema_extra=LIVE
     )
+    priority: int = Field(
+        default=-1, ge=-2, le=0, description="Priority of what runs ask of models; below 0 other requests go first."
+    )
     keep_runs: int = Field(
         default=10_000, ge=1, description="Finished runs of one API key that are kept; older ones are deleted."
     )

@@ -58,6 +58,24 @@ async def test_calls_side_by_side(tmp_path: Path) -> None:
     assert model.asked[1].messages[-1].content.count("<tool_response>") == 3
 
 
+async def test_a_run_waits_for_a_model_that_has_no_room(tmp_path: Path) -> None:
+    full = ArgosyError(Reason.QUEUE_FULL, "full", retry_after_s=0.01)
+    model = ScriptedModel([full, full, "the answer"])
+    with agents(model, [], tmp_path) as service:
+        events = await events_of(service.run(AgentSpec("task", strategy=Strategy.DIRECT)))
+    assert end_of(events).outcome is Outcome.ANSWERED
+    assert model.asked == model.asked[:1] * 3
+    assert model.closed == 3
+
+
+async def test_a_run_does_not_wait_for_room_beyond_its_time(tmp_path: Path) -> None:
+    model = ScriptedModel([ArgosyError(Reason.QUEUE_FULL, "full", retry_after_s=60.0)])
+    spec = AgentSpec("task", strategy=Strategy.DIRECT, budget=Budget(max_seconds=0.05))
+    with agents(model, [], tmp_path) as service:
+        events = await events_of(service.run(spec))
+    assert end_of(events).outcome is Outcome.TIME_LIMIT
+
+
 async def test_calls_are_counted_before_they_are_made(tmp_path: Path) -> None:
     echo = Echo()
     model = ScriptedModel([calls({"text": "a"}, {"text": "b"}), "never"])
