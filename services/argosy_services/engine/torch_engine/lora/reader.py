@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,12 @@ import torch
 
 from argosy_services.engine.torch_engine.lora import peft_config
 from argosy_services.engine.torch_engine.lora.peft_config import invalid, wrong_base
-from argosy_services.engine.torch_engine.lora.tensor_file import StoredTensor, TensorFileError, read_header
+from argosy_services.engine.torch_engine.lora.tensor_file import (
+    StoredTensor,
+    TensorFileError,
+    load_alike,
+    read_header,
+)
 from argosy_services.errors import ArgosyError
 
 CONFIG_FILE = "adapter_config.json"
@@ -74,9 +81,9 @@ def read_peft_adapter(
         raise invalid(f"{WEIGHTS_FILE} is damaged: {error}") from error
     for path, (a, b) in pairs.items():
         _check_shapes(path, a, b, shapes, config.rank(path))
-    modules = {
-        path: _load(path, a.load(data), b.load(data), config.scaling(path), dtype) for path, (a, b) in pairs.items()
-    }
+    modules: dict[str, LoraPair] = {}
+    for paths in _alike(pairs):
+        modules |= _load(paths, pairs, data, [config.scaling(path) for path in paths], dtype)
     digest = hashlib.sha256(config_data)
     digest.update(data)
     return LoraWeights(
@@ -177,12 +184,39 @@ def _check_shapes(
         )
 
 
-def _load(path: str, a: torch.Tensor, b: torch.Tensor, scaling: float, dtype: torch.dtype) -> LoraPair:
-    pair = LoraPair(a=a.to(dtype), b=(b.to(torch.float32) * scaling).to(dtype))
-    for factor, tensor in (("A", pair.a), ("B", pair.b)):
-        if not torch.isfinite(tensor).all():
+def _alike(pairs: Mapping[str, tuple[StoredTensor, StoredTensor]]) -> Iterable[list[str]]:
+    """The modules in groups whose factors have the same types and shapes: a few large operations take a fraction of the
+    time of many small ones, above all beside an engine at work, for whose threads each of them waits.
+    """
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for path, (a, b) in pairs.items():
+        groups.setdefault((a.dtype, a.shape, b.dtype, b.shape), []).append(path)
+    return groups.values()
+
+
+def _load(
+    paths: Items[str],
+    pairs: Mapping[str, tuple[StoredTensor, StoredTensor]],
+    data: bytearray,
+    scalings: Items[float],
+    dtype: torch.dtype,
+) -> dict[str, LoraPair]:
+    """The factors of modules that are alike, by path."""
+    down, up = (load_alike([pairs[path][factor] for path in paths], data) for factor in (0, 1))
+    down = down.to(dtype)
+    up = (up.to(torch.float32) * torch.tensor(scalings, dtype=torch.float32)[:, None, None]).to(dtype)
+    for name, factors in (("A", down), ("B", up)):
+        _check_finite(name, factors, paths)
+    return {path: LoraPair(a, b) for path, a, b in zip(paths, down, up, strict=True)}
+
+
+def _check_finite(name: str, factors: torch.Tensor, paths: Items[str]) -> None:
+    # Nothing that is not finite has a finite sum; finite ones hardly ever have an infinite one.
+    if math.isfinite(factors.sum(dtype=torch.float32)):
+        return
+    for path, factor in zip(paths, factors, strict=True):
+        if not torch.isfinite(factor).all():
             raise invalid(
-                f"layer {path}: lora_{factor} is not finite; it holds NaN or infinity, "
-                f"or leaves the range of {dtype} when scaled"
+                f"layer {path}: lora_{name} is not finite; it holds NaN or infinity, "
+                f"or leaves the range of {factors.dtype} when scaled"
             )
-    return pair

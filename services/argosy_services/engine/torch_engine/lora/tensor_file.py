@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -38,11 +38,18 @@ class StoredTensor:
         """Whether it has one of the floating-point types that are read."""
         return self.dtype in _DTYPES
 
-    def load(self, data: bytes | bytearray) -> torch.Tensor:
-        """The tensor, copied out of the file's bytes. Only for `floating` ones with at least one element."""
-        # The copy is aligned, whatever the offsets are, and does not keep the whole file alive.
-        raw = bytearray(memoryview(data)[self.start : self.end])
-        return torch.frombuffer(raw, dtype=_DTYPES[self.dtype]).reshape(self.shape)
+
+def load_alike(tensors: Sequence[StoredTensor], data: bytes | bytearray) -> torch.Tensor:
+    """Tensors of one type and shape as one, `[tensors, *shape]`, copied out of the file's bytes. Only for `floating`
+    ones with at least one element.
+    """
+    # The copy is aligned, whatever the offsets are, and does not keep the whole file alive.
+    first, given = tensors[0], memoryview(data)
+    size = first.end - first.start
+    raw = bytearray(size * len(tensors))
+    for place, tensor in enumerate(tensors):
+        raw[place * size : (place + 1) * size] = given[tensor.start : tensor.end]
+    return torch.frombuffer(raw, dtype=_DTYPES[first.dtype]).reshape(len(tensors), *first.shape)
 
 
 def read_header(data: bytes | bytearray) -> Mapping[str, StoredTensor]:
