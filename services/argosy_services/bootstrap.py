@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from argosy.api.adapters.v1.adapters_service_pb2_grpc import add_AdaptersServiceServicer_to_server
 from argosy.api.agents.v1.agents_service_pb2_grpc import add_AgentsServiceServicer_to_server
@@ -22,7 +22,7 @@ from argosy_services.agents.service import AgentsService
 from argosy_services.agents.servicer import AgentsServicer
 from argosy_services.agents.store import RunStore
 from argosy_services.agents.toolbox import Toolbox
-from argosy_services.embeddings.service import EmbeddingsService
+from argosy_services.embeddings.service import AdaptedEncoders, EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import AdapterHost, Engine, EngineStats
 from argosy_services.engine.factory import EngineFactory, create_engine
@@ -30,6 +30,7 @@ from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.instruments import Instrument, Value
+from argosy_services.leases import AdapterLeases
 from argosy_services.models.store import ModelStore
 from argosy_services.models.types import LocalModel
 from argosy_services.rpc.auth import Authenticator
@@ -42,6 +43,10 @@ from argosy_services.tokenization.service import TokenizationService
 from argosy_services.tokenization.servicer import TokenizationServicer
 from argosy_services.vllm_names import AdaptersAtWork, watch_adapters
 
+if TYPE_CHECKING:
+    from argosy_services.embeddings.adapters import EncoderAdapters
+    from argosy_services.embeddings.encoder import Encoder
+
 
 class Fleet:
     """All five services over one language model and one embedding model."""
@@ -52,10 +57,14 @@ class Fleet:
         tokenizer = Tokenizer.load(language)
         self.engine = make_engine(settings, language, tokenizer, create)
         self.tokenization = make_tokenization([tokenizer, Tokenizer.load(sentence_model(settings))])
-        self.embeddings = make_embeddings(settings)
+        encoder = make_encoder(settings)
+        self.encoder_adapters = make_encoder_adapters(settings, encoder)
         self.database = Database(settings.database_dsn)
         self.tiers = make_tiers(settings, self.engine)
-        self.adapters = make_adapters(settings, {language.name: self.tiers}, self.database)
+        self.encoder_tiers = make_encoder_tiers(settings, self.encoder_adapters)
+        residences = {language.name: self.tiers, encoder.info.name: self.encoder_tiers}
+        self.adapters = make_adapters(settings, residences, self.database)
+        self.embeddings = make_embeddings(settings, encoder, self.adapters, self.encoder_adapters)
         self.generation = GenerationService(
             [ServedModel(language, self.engine, tokenizer)],
             self.adapters,
@@ -63,7 +72,8 @@ class Fleet:
             explain_requests=settings.generation.explain_requests,
         )
         self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
-        self._model = language.name
+        self._settings = settings
+        self._model, self._encoder = language.name, encoder.info.name
 
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
         """Makes the servicers and adds them to `server`."""
@@ -81,12 +91,14 @@ class Fleet:
         await self.agents.start()
         watch_engine(self._model, self.engine)
         watch_tiers(self._model, self.tiers)
+        watch_encoder(self._settings, self._encoder, self.encoder_adapters, self.encoder_tiers)
 
     async def close(self) -> None:
         """Stops what `start` started, callers before what they call."""
         await self.agents.close()
         await self.adapters.close()
-        await asyncio.to_thread(self.tiers.close)
+        for part in (self.tiers, self.encoder_tiers, self.encoder_adapters):
+            await asyncio.to_thread(part.close)
         await asyncio.to_thread(self.generation.close)
         await asyncio.to_thread(self.embeddings.close)
         await asyncio.to_thread(self.tokenization.close)
@@ -139,13 +151,29 @@ def make_tokenization(tokenizers: Sequence[Tokenizer]) -> TokenizationService:
     return TokenizationService(tokenizers, default=tokenizers[0].info.model)
 
 
-def make_embeddings(settings: Settings) -> EmbeddingsService:
-    """The embeddings service over one model. Blocks for seconds. Raises ArgosyError."""
+def make_encoder(settings: Settings) -> Encoder:
+    """The embedding model. Blocks for seconds. Raises ArgosyError."""
     # Imports torch; most replicas of a cluster do without.
     from argosy_services.embeddings.encoder import Encoder
 
+    return Encoder.load(sentence_model(settings), settings.embeddings.dtype)
+
+
+def make_encoder_adapters(settings: Settings, encoder: Encoder) -> EncoderAdapters:
+    """What has the embedding model with adapters."""
+    from argosy_services.embeddings.adapters import EncoderAdapters
+
+    return EncoderAdapters(encoder, max_rank=settings.embeddings.max_adapter_rank)
+
+
+def make_embeddings(
+    settings: Settings, encoder: Encoder, leases: AdapterLeases, adapted: AdaptedEncoders
+) -> EmbeddingsService:
+    """The embeddings service over one model."""
     return EmbeddingsService(
-        [Encoder.load(sentence_model(settings), settings.embeddings.dtype)],
+        [encoder],
+        leases,
+        adapted,
         max_batch_tokens=settings.embeddings.max_batch_tokens,
         max_waiting_texts=settings.embeddings.max_waiting_texts,
         threads=settings.embeddings.threads,
@@ -156,6 +184,13 @@ def make_tiers(settings: Settings, engine: AdapterHost) -> AdapterTiers:
     """The slots and the memory for the adapters of an engine."""
     return AdapterTiers(
         engine, slots=settings.generation.max_adapters, memory_bytes=settings.generation.adapter_memory_bytes
+    )
+
+
+def make_encoder_tiers(settings: Settings, adapters: AdapterHost) -> AdapterTiers:
+    """The slots and the memory for the adapters of the embedding model."""
+    return AdapterTiers(
+        adapters, slots=settings.embeddings.max_adapters, memory_bytes=settings.embeddings.adapter_memory_bytes
     )
 
 
@@ -216,8 +251,15 @@ def _names(keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({key.rpartition("@")[0] or key for key in keys}))
 
 
+def watch_encoder(settings: Settings, model: str, adapters: EncoderAdapters, tiers: AdapterTiers) -> None:
+    """Lets the slots of the embedding model be read whenever they are exported."""
+    metrics.ADAPTER_SLOTS_IN_USE.labels(model=model).read(lambda: len(adapters))
+    metrics.ADAPTER_SLOTS_TOTAL.labels(model=model).set(settings.embeddings.max_adapters)
+    watch_tiers(model, tiers)
+
+
 def watch_tiers(model: str, tiers: AdapterTiers) -> None:
-    """Lets the counters of an engine's slots be read whenever they are exported."""
+    """Lets the counters of a model's slots be read whenever they are exported."""
     counts = tiers.counts
     metrics.ADAPTER_HITS.labels(model=model).read(lambda: counts.hits)
     metrics.ADAPTER_MISSES.labels(model=model).read(lambda: counts.misses)

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, suppress
-from pathlib import Path
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -28,17 +26,21 @@ from argosy_services.bootstrap import (
     make_adapters,
     make_agents,
     make_embeddings,
+    make_encoder,
+    make_encoder_adapters,
+    make_encoder_tiers,
     make_engine,
     make_tiers,
     make_tokenization,
     sentence_model,
+    watch_encoder,
     watch_engine,
     watch_tiers,
 )
 from argosy_services.cluster import handles
+from argosy_services.cluster.adapter_replica import AdapterReplica
 from argosy_services.cluster.engine_host import EngineHost
 from argosy_services.cluster.handles import (
-    AdapterFacts,
     FleetAdapters,
     GatewayPeers,
     HandleEmbedder,
@@ -46,32 +48,27 @@ from argosy_services.cluster.handles import (
     HandleGeneration,
     HandleLeases,
     KnownAdapter,
-    known_adapters,
 )
 from argosy_services.cluster.links import LinkedEngines
 from argosy_services.cluster.remote_engine import RemoteEngine
 from argosy_services.cluster.replica import Replica
 from argosy_services.cluster.roster import ENGINES
+from argosy_services.embeddings.service import TextEncoder
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import EngineInfo, Grammar
 from argosy_services.engine.factory import EngineFactory, create_engine
 from argosy_services.errors import ArgosyError
 from argosy_services.generation.explanation import Explanation
-from argosy_services.generation.ports import Lease
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
+from argosy_services.leases import Lease
 from argosy_services.models.types import LocalModel
 from argosy_services.storage.database import Database
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.servicer import TokenizationServicer
 
-log = structlog.get_logger("argosy.cluster")
-
 Given = Mapping[str, Any]
-
-# How often an engine replica compares its adapters with those that should be there.
-_RECONCILE_S = 5.0
 
 
 class TokenizationDeployment(TokenizationServicer):
@@ -92,13 +89,19 @@ class TokenizationDeployment(TokenizationServicer):
         self._replica.close()
 
 
-class EmbeddingsDeployment(EmbeddingsServicer):
-    """The embedding model."""
+class EmbeddingsDeployment(EmbeddingsServicer, AdapterReplica):
+    """The embedding model. Ready when its weights and the adapters that should be resident are loaded."""
 
     async def __init__(self, given: Given) -> None:
         self._replica = replica = Replica(given)
-        self._embeddings = await asyncio.to_thread(make_embeddings, replica.settings)
+        encoder = await asyncio.to_thread(make_encoder, replica.settings)
+        model = encoder.info.name
+        self._encoders = make_encoder_adapters(replica.settings, encoder)
+        tiers = make_encoder_tiers(replica.settings, self._encoders)
+        self._embeddings = make_embeddings(replica.settings, encoder, HandleLeases(), self)
         self._embeddings.start()
+        watch_encoder(replica.settings, model, self._encoders, tiers)
+        await self._begin_adapters(model, tiers)
         super().__init__(self._embeddings, replica.gate, replica.auth)
         metrics.READY.set(1)
 
@@ -114,12 +117,20 @@ class EmbeddingsDeployment(EmbeddingsServicer):
         except ArgosyError as error:
             return error
 
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[TextEncoder]:
+        """The model with an adapter; see `AdaptedEncoders`."""
+        async with self._held(key):
+            yield self._encoders.adapted(key)
+
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the number of replicas goes by; see `scaling.EmbeddingScaling`."""
         return {"waiting_texts": self._embeddings.waiting_texts}
 
-    def __del__(self) -> None:
-        self._embeddings.close()
+    async def __del__(self) -> None:
+        await self._end_adapters()
+        await asyncio.to_thread(self._encoders.close)
+        await asyncio.to_thread(self._embeddings.close)
         self._replica.close()
 
 
@@ -128,14 +139,16 @@ class AdaptersDeployment(AdaptersServicer):
 
     async def __init__(self, given: Given) -> None:
         self._replica = replica = Replica(given)
-        self._fleet = FleetAdapters(handles.engines)
+        self._residences = {
+            language_model(replica.settings).name: FleetAdapters(handles.engines),
+            sentence_model(replica.settings).name: FleetAdapters(lambda: handles.service("embeddings")),
+        }
         self._database = Database(replica.settings.database_dsn)
-        model = language_model(replica.settings).name
-        self._adapters = make_adapters(replica.settings, {model: self._fleet}, self._database)
+        self._adapters = make_adapters(replica.settings, self._residences, self._database)
         await self._adapters.start()
-        # Engines that hold them already go on with them.
+        # Replicas that hold them already go on with them.
         for wanted, directory in self._adapters.kept():
-            self._fleet.known[wanted.key] = KnownAdapter(str(directory), wanted.pinned)
+            self._residences[wanted.base_model].known[wanted.key] = KnownAdapter(str(directory), wanted.pinned)
         super().__init__(self._adapters, replica.gate, replica.auth)
         metrics.READY.set(1)
 
@@ -158,9 +171,9 @@ class AdaptersDeployment(AdaptersServicer):
         except ArgosyError as error:
             yield error
 
-    async def known(self) -> dict[str, KnownAdapter]:
-        """The adapters that engines may be asked for, and where their files are."""
-        return dict(self._fleet.known)
+    async def known(self, model: str) -> dict[str, KnownAdapter]:
+        """The adapters of a model that its replicas may be asked for, and where their files are."""
+        return dict(self._residences[model].known)
 
     async def __del__(self) -> None:
         await self._adapters.close()
@@ -168,7 +181,7 @@ class AdaptersDeployment(AdaptersServicer):
         self._replica.close()
 
 
-class EngineDeployment:
+class EngineDeployment(AdapterReplica):
     """One engine. Ready when its weights and the adapters that should be resident are loaded."""
 
     create: EngineFactory = staticmethod(create_engine)
@@ -179,14 +192,13 @@ class EngineDeployment:
         engine = await asyncio.to_thread(
             lambda: make_engine(replica.settings, self._model, Tokenizer.load(self._model), self.create)
         )
-        self._tiers = make_tiers(replica.settings, engine)
-        self._host = EngineHost(engine, self._acquire, self._tiers.release)
+        tiers = make_tiers(replica.settings, engine)
+        self._host = EngineHost(engine, self._acquire, tiers.release)
         self._misses = 0
         self._contact = await self._host.start(get_node_ip_address())
         watch_engine(self._model.name, engine)
-        watch_tiers(self._model.name, self._tiers)
-        await self._reconcile()
-        self._reconciling = asyncio.create_task(self._keep_reconciling())
+        watch_tiers(self._model.name, tiers)
+        await self._begin_adapters(self._model.name, tiers)
         metrics.READY.set(1)
 
     async def reconfigure(self, live: Given) -> None:
@@ -207,30 +219,6 @@ class EngineDeployment:
         """What is wrong with a grammar."""
         try:
             await asyncio.to_thread(self._host.engine.check_grammar, grammar)
-        except ArgosyError as error:
-            return error
-        return None
-
-    async def read_adapter(self, directory: str) -> AdapterFacts | ArgosyError:
-        """What an adapter is, if this engine can take it."""
-        try:
-            weights = await self._tiers.read(Path(directory))
-        except ArgosyError as error:
-            return error
-        return AdapterFacts(weights.version, weights.rank, weights.target_modules, weights.size_bytes)
-
-    async def load_adapter(self, key: str, known: KnownAdapter) -> ArgosyError | None:
-        """Takes an adapter in, unless it is here."""
-        try:
-            await self._tiers.add(key, Path(known.directory), pinned=known.pinned)
-        except ArgosyError as error:
-            return error
-        return None
-
-    async def unload_adapter(self, key: str) -> ArgosyError | None:
-        """Lets an adapter go, if it is here."""
-        try:
-            await self._tiers.remove(key)
         except ArgosyError as error:
             return error
         return None
@@ -259,37 +247,11 @@ class EngineDeployment:
         """Raises once the engine has ended; Ray Serve then replaces the replica."""
         self._host.check_health()
 
-    async def _acquire(self, adapter: str) -> None:
-        """A sequence wants an adapter in a slot."""
-        if adapter not in self._tiers:
-            await self._reconcile()
-        await self._tiers.acquire(adapter)
-
-    async def _keep_reconciling(self) -> None:
-        while True:
-            await asyncio.sleep(_RECONCILE_S)
-            try:
-                await self._reconcile()
-            except Exception as error:
-                log.warning("adapters could not be compared", cause=str(error))
-
-    async def _reconcile(self) -> None:
-        """Takes in the adapters that should be here and lets those go that should not."""
-        known = await known_adapters()
-        for key in known.keys() - self._tiers.keys:
-            if (error := await self.load_adapter(key, known[key])) is not None:
-                log.warning("an adapter could not be loaded", adapter=key, cause=error.message)
-        for key in self._tiers.keys - known.keys():
-            await self.unload_adapter(key)
-
     async def __del__(self) -> None:
         # Ray Serve waits for its own calls only, and as long as `drain_seconds` for this.
         await self._host.drain()
-        self._reconciling.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._reconciling
+        await self._end_adapters()
         await asyncio.to_thread(self._host.engine.close)
-        await asyncio.to_thread(self._tiers.close)
         self._replica.close()
 
 

@@ -30,13 +30,16 @@ class EmbeddingsClient:
         truncate: bool | None = None,
         packed: bool = True,
         tokenizer_fingerprint: str = "",
+        adapter: str = "",
+        adapter_sticky_key: str = "",
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Embeddings:
         """One vector for each text; a lone text counts as one.
 
         `dimensions` keeps only that many first dimensions. `truncate=False` makes a text that is too long an error.
-        `packed=False` sends each float as its own field, which is slower and means the same.
+        `packed=False` sends each float as its own field, which is slower and means the same. `adapter` names an adapter
+        of the model, a version of one, or an alias; with a sticky key an alias means the same version each time.
         """
         request = convert.embed_request(
             texts,
@@ -46,6 +49,8 @@ class EmbeddingsClient:
             truncate=truncate,
             packed=packed,
             tokenizer_fingerprint=tokenizer_fingerprint,
+            adapter=adapter,
+            adapter_sticky_key=adapter_sticky_key,
         )
         response = self._caller.unary(self._stub.Embed, request, timeout=timeout, request_id=request_id)
         return convert.embeddings(response, len(request.texts))
@@ -76,6 +81,8 @@ class AsyncEmbeddingsClient:
         truncate: bool | None = None,
         packed: bool = True,
         tokenizer_fingerprint: str = "",
+        adapter: str = "",
+        adapter_sticky_key: str = "",
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Embeddings:
@@ -88,6 +95,8 @@ class AsyncEmbeddingsClient:
             truncate=truncate,
             packed=packed,
             tokenizer_fingerprint=tokenizer_fingerprint,
+            adapter=adapter,
+            adapter_sticky_key=adapter_sticky_key,
         )
         response = await self._caller.unary(self._stub.Embed, request, timeout=timeout, request_id=request_id)
         return convert.embeddings(response, len(request.texts))

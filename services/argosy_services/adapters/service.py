@@ -29,7 +29,8 @@ from argosy_services.adapters.types import COMING, FINAL, SETTLED, AdapterRecord
 from argosy_services.adapters.uploads import Part, Upload, Uploads
 from argosy_services.adapters.watch import WatchEvent, watch
 from argosy_services.errors import ArgosyError, Reason, adapter_not_found, invalid_field, model_not_found
-from argosy_services.generation.ports import Lease
+from argosy_services.leases import Lease
+from argosy_services.rpc import validate
 from argosy_services.storage.database import Database
 
 log = structlog.get_logger("argosy.adapters")
@@ -43,6 +44,7 @@ _ALIAS = re.compile(f"{_PART}@{_PART}")
 _ALIAS_FORM = "two such names with an @ between them, as in support@prod"
 _VERSION = re.compile(r"[0-9a-f]{64}")
 MAX_TARGETS = 16
+MAX_STICKY_KEY_BYTES = 256
 _MAX_WEIGHT = 1_000_000
 _MAX_WAITING = 256
 # How often a replica looks for changes that others made.
@@ -239,7 +241,8 @@ class AdaptersService:
         ticket = self._registry.lease(adapter, on_revoke)
         try:
             async with self._residence(adapter.record.base_model)[1].hold(adapter.key):
-                yield Lease(name=adapter.name, key=adapter.key, version=adapter.record.version)
+                record = adapter.record
+                yield Lease(record.name, adapter.key, record.version, record.base_model)
         finally:
             self._registry.give_back(ticket)
             if life := self._lives.get(adapter.key):
@@ -253,7 +256,8 @@ class AdaptersService:
         return [(wanted, path) for wanted, path in found if path.exists()]
 
     def _named(self, name: str, sticky_key: str) -> Adapter:
-        """The adapter that a request names, by an alias, a version or its name."""
+        """The adapter that a request names, by an alias, a version or its name. Raises INPUT_TOO_LARGE too."""
+        validate.text_size("adapter_sticky_key", sticky_key, limit_bytes=MAX_STICKY_KEY_BYTES)
         if "@" in name:
             name = self._aliases.resolve(name, sticky_key)
         return self._find(name)

@@ -28,8 +28,8 @@ from argosy_services.cluster.remote_engine import ReplicaLost
 from argosy_services.engine.base import AdapterWeights, Grammar
 from argosy_services.errors import ArgosyError, Reason, model_not_found
 from argosy_services.generation.explanation import Explanation
-from argosy_services.generation.ports import Lease
 from argosy_services.generation.types import Event, GenerationSpec, ModelInfo
+from argosy_services.leases import Lease
 
 log = structlog.get_logger("argosy.cluster")
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class KnownAdapter:
 
 
 class FleetAdapters:
-    """`adapters.residence.Residence` over all engine replicas, each of which has tiers of its own.
+    """`adapters.residence.Residence` over all replicas that compute with a model, each of which has tiers of its own.
 
     `known` says which adapters a replica may be asked for. Lives on one event loop.
     """
@@ -230,12 +230,12 @@ class HandleEmbedder:
         return _value(await service("embeddings").vectors.remote(list(texts)))
 
 
-async def known_adapters() -> dict[str, KnownAdapter]:
-    """Adapters that an engine replica may be asked for; none before there is an adapters service."""
+async def known_adapters(model: str) -> dict[str, KnownAdapter]:
+    """Adapters of a model that its replicas may be asked for; none before there is an adapters service."""
     if "adapters" not in await asyncio.to_thread(lambda: serve.status().applications):
         return {}
     with suppress(RayActorError):
-        return await service("adapters").known.remote()
+        return await service("adapters").known.remote(model)
     raise ArgosyError(Reason.STARTING, "the adapters service cannot be asked for its adapters", retry_after_s=1.0)
 
 

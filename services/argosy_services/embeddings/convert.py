@@ -39,6 +39,8 @@ def write_embeddings(embeddings: Embeddings, *, packed: bool) -> embeddings_serv
         usage=usage_pb2.Usage(prompt_tokens=sum(embeddings.tokens)),
         timings=_timings(embeddings.timings),
         tokenizer_fingerprint=embeddings.model.tokenizer_fingerprint,
+        adapter=embeddings.adapter,
+        adapter_version=embeddings.adapter_version,
     )
 
 

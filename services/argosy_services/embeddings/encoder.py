@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from argosy_services.embeddings.packing import pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import EmbeddingModelInfo
 from argosy_services.engine.dtypes import compute_dtype
+from argosy_services.engine.torch_engine.lora.reader import LoraPair
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.types import Encoding
@@ -50,6 +51,15 @@ class Encoder:
             parameter_count=bert.parameter_count,
         )
         return cls(info, tokenizer, bert)
+
+    def adapted(self, changes: Mapping[str, LoraPair]) -> Encoder:
+        """The model with the factors of an adapter; see `BertEncoder.adapted`. Blocks."""
+        return Encoder(self.info, self.tokenizer, self._bert.adapted(changes))
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """The layers that adapters may change: by path, (out, in)."""
+        return self._bert.shapes
 
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
         """The encodings of texts, cut at the end to what the model takes. Blocks."""

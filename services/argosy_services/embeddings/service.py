@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from argosy_services import metrics, tracing
 from argosy_services.embeddings.batcher import BatchEncoder, Batcher, Job
 from argosy_services.embeddings.types import EmbeddingModelInfo, Embeddings, StageTimings
 from argosy_services.errors import invalid_field, model_not_found, prompt_too_long, tokenizer_mismatch
+from argosy_services.leases import AdapterLeases, Lease, adapter_left
 from argosy_services.rpc import validate
 from argosy_services.tokenization.portions import portions
 from argosy_services.tokenization.types import Encoding
@@ -32,13 +34,32 @@ class TextEncoder(BatchEncoder, Protocol):
         ...
 
 
+class AdaptedEncoders(Protocol):
+    """The adapters of an embedding model, where they are computed with."""
+
+    def hold(self, key: str) -> AbstractAsyncContextManager[TextEncoder]:
+        """The model with an adapter, for the length of an `async with` block. Raises ADAPTER_NOT_READY."""
+        ...
+
+
 class EmbeddingsService:
     """Embedding models by name. Its coroutines belong on an event loop; threads of its own do the work."""
 
     def __init__(
-        self, models: Sequence[TextEncoder], *, max_batch_tokens: int, max_waiting_texts: int, threads: int = 0
+        self,
+        models: Sequence[TextEncoder],
+        leases: AdapterLeases,
+        adapted: AdaptedEncoders,
+        *,
+        max_batch_tokens: int,
+        max_waiting_texts: int,
+        threads: int = 0,
     ) -> None:
-        """The first of `models` answers calls that name none. For the rest see `EmbeddingSettings`."""
+        """The first of `models` answers calls that name none; `adapted` has the adapters of all. For the rest see
+        `EmbeddingSettings`.
+        """
+        self._leases = leases
+        self._adapted = adapted
         self._models = {model.info.name: model for model in models}
         self._default = models[0].info.name
         self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_waiting_texts=max_waiting_texts, threads=threads)
@@ -73,36 +94,62 @@ class EmbeddingsService:
         dimensions: int | None = None,
         truncate: bool = True,
         tokenizer_fingerprint: str = "",
+        adapter: str = "",
+        adapter_sticky_key: str = "",
         tenant: str = "",
     ) -> Embeddings:
         """The vectors of texts; for the options see `EmbedRequest` in the schema.
 
         Raises MODEL_NOT_FOUND, TOKENIZER_MISMATCH, INVALID_FIELD, TOO_MANY_INPUTS, INPUT_TOO_LARGE, QUEUE_FULL,
-        DRAINING, and PROMPT_TOO_LONG where `truncate` is off. A caller that is cancelled leaves no work behind.
+        DRAINING, PROMPT_TOO_LONG where `truncate` is off, and for adapters ADAPTER_NOT_FOUND, ALIAS_NOT_FOUND,
+        ADAPTER_NOT_READY and WRONG_BASE_MODEL. A caller that is cancelled leaves no work behind.
         """
         arrived = time.monotonic()
-        encoder = self._model(model)
-        _check(texts, encoder.info, dimensions, tokenizer_fingerprint)
-        with self._batcher.admit(len(texts)) as job:
-            with tracing.span("tokenize", {"argosy.texts": len(texts)}):
-                encodings = await _tokenize(encoder, texts)
-            tokenized = time.monotonic()
-            if not truncate:
-                _check_lengths(encodings, encoder.info)
-            vectors = await job.run(encoder, [encoding.ids for encoding in encodings])
+        served = self._model(model)
+        _check(texts, served.info, dimensions, tokenizer_fingerprint)
+        async with self._using(served, adapter, adapter_sticky_key) as (encoder, lease):
+            with self._batcher.admit(len(texts)) as job:
+                with tracing.span("tokenize", {"argosy.texts": len(texts)}):
+                    encodings = await _tokenize(served, texts)
+                tokenized = time.monotonic()
+                if not truncate:
+                    _check_lengths(encodings, served.info)
+                vectors = await job.run(encoder, [encoding.ids for encoding in encodings])
         if (trace := tracing.here()) is not None:
-            _record(trace, encoder.info.name, job, sum(len(encoding.ids) for encoding in encodings))
-        _count(encoder.info.name, tenant, job, tokenized - arrived)
+            _record(trace, served.info.name, job, sum(len(encoding.ids) for encoding in encodings))
+        _count(served.info.name, lease, tenant, job, tokenized - arrived)
         vectors = vectors[:, :dimensions]
-        if encoder.info.normalizes if normalize is None else normalize:
+        if served.info.normalizes if normalize is None else normalize:
             vectors = _normalized(vectors)
         return Embeddings(
-            model=encoder.info,
+            model=served.info,
             vectors=vectors,
             tokens=[len(encoding.ids) for encoding in encodings],
             truncated=[encoding.truncated_tokens > 0 for encoding in encodings],
             timings=StageTimings(tokenized - arrived, job.queue_s, job.compute_s, time.monotonic() - arrived),
+            adapter=lease.name if lease else "",
+            adapter_version=lease.version if lease else "",
         )
+
+    @asynccontextmanager
+    async def _using(
+        self, served: TextEncoder, adapter: str, sticky_key: str
+    ) -> AsyncIterator[tuple[TextEncoder, Lease | None]]:
+        """What computes a call's texts, leased for as long as that takes."""
+        if not adapter:
+            yield served, None
+            return
+        loop, scope = asyncio.get_running_loop(), asyncio.timeout(None)
+        leasing = self._leases.lease(adapter, lambda: scope.reschedule(loop.time()), sticky_key)
+        try:
+            async with scope, leasing as lease:
+                lease.check_base(served.info.name)
+                async with self._adapted.hold(lease.key) as encoder:
+                    yield encoder, lease
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise adapter_left(adapter) from None
 
     def _model(self, name: str) -> TextEncoder:
         found = self._models.get(name or self._default)
@@ -111,8 +158,9 @@ class EmbeddingsService:
         return found
 
 
-def _count(model: str, tenant: str, job: Job, tokenization_s: float) -> None:
-    usage = {"tenant": metrics.tenant_label(tenant), "model": model, "adapter": metrics.NO_ADAPTER}
+def _count(model: str, lease: Lease | None, tenant: str, job: Job, tokenization_s: float) -> None:
+    adapter = lease.name if lease else metrics.NO_ADAPTER
+    usage = {"tenant": metrics.tenant_label(tenant), "model": model, "adapter": adapter}
     metrics.USAGE_REQUESTS.labels(**usage).inc()
     metrics.USAGE_TOKENS.labels(**usage, kind="embedded").inc(sum(map(len, job.ids)))
     metrics.TOKENIZE_SECONDS.labels(model=model).observe(tokenization_s)

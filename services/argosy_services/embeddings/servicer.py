@@ -33,6 +33,8 @@ class EmbeddingsServicer:
             dimensions=request.dimensions if request.HasField("dimensions") else None,
             truncate=not request.HasField("truncate") or request.truncate,
             tokenizer_fingerprint=request.tokenizer_fingerprint,
+            adapter=request.adapter,
+            adapter_sticky_key=request.adapter_sticky_key,
             tenant=call.tenant,
         )
         # A million floats take long enough to hold up everything else on the event loop.

@@ -45,7 +45,8 @@ class StageTimings:
 class Embeddings:
     """The vectors of one call.
 
-    `vectors` is float32 [texts, dimensions]; `tokens` and `truncated` have one entry for each text.
+    `vectors` is float32 [texts, dimensions]; `tokens` and `truncated` have one entry for each text. `adapter` and its
+    version are empty where there was none.
     """
 
     model: EmbeddingModelInfo
@@ -53,3 +54,5 @@ class Embeddings:
     tokens: list[int]
     truncated: list[bool]
     timings: StageTimings
+    adapter: str = ""
+    adapter_version: str = ""

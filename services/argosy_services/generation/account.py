@@ -13,8 +13,8 @@ from argosy_services import metrics
 from argosy_services.engine.base import Timings
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.explanation import Explanation, RequestState, explained
-from argosy_services.generation.ports import Lease
 from argosy_services.generation.progress import Progress
+from argosy_services.leases import Lease
 
 # Whatever a caller says is kept for a while; no adapter has a longer name.
 _LONGEST_NAME = 128

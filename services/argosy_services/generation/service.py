@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from argosy_services import tracing
 from argosy_services.engine.base import Finish, SequenceRunner, StepOutput
-from argosy_services.errors import ArgosyError, Reason, model_not_found, request_not_found, tokenizer_mismatch
+from argosy_services.errors import model_not_found, request_not_found, tokenizer_mismatch
 from argosy_services.generation import scoring
 from argosy_services.generation.account import Account, Ledger
 from argosy_services.generation.answer import ChoiceWriter
@@ -21,7 +21,7 @@ from argosy_services.generation.describe import described
 from argosy_services.generation.explanation import Explanation
 from argosy_services.generation.options import check_standing
 from argosy_services.generation.plan import plan
-from argosy_services.generation.ports import AdapterLeases, ExplainingPeers, Lease
+from argosy_services.generation.ports import ExplainingPeers
 from argosy_services.generation.progress import Progress
 from argosy_services.generation.types import (
     Event,
@@ -36,6 +36,7 @@ from argosy_services.generation.types import (
     Started,
     Usage,
 )
+from argosy_services.leases import AdapterLeases, Lease, adapter_left
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
 
@@ -210,8 +211,9 @@ class GenerationService:
             return
         async with AsyncExitStack() as held:
             with tracing.span("wait for adapter", {"argosy.adapter": adapter}), account.waiting_for_adapter():
-                taking = self._leases.lease(adapter, lambda: run.fail(_adapter_left(adapter)), sticky_key)
+                taking = self._leases.lease(adapter, lambda: run.fail(adapter_left(adapter)), sticky_key)
                 lease = await held.enter_async_context(taking)
+            lease.check_base(account.model)
             account.leased(lease)
             yield lease
 
@@ -245,13 +247,4 @@ def _timings(progress: Collection[Progress], tokenization_s: float, arrived: flo
         prefill_s=max(stage.prefill_s for stage in stages),
         decode_s=max(stage.decode_s for stage in stages),
         total_s=time.monotonic() - arrived,
-    )
-
-
-def _adapter_left(adapter: str) -> ArgosyError:
-    return ArgosyError(
-        Reason.ADAPTER_NOT_READY,
-        f"adapter '{adapter}' was unloaded while the request ran; load it again or leave it out",
-        adapter=adapter,
-        state="draining",
     )

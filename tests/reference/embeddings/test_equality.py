@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from argosy_services.embeddings.encoder import Encoder
-from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.models.types import LocalModel
+
+from ...unit.embeddings.adapted import running
 
 LEAST_COSINE = 0.999_999
 LEAST_COSINE_BFLOAT16 = 0.999
@@ -44,10 +44,8 @@ def expected(reference: Any, texts: list[str]) -> NDArray[np.float32]:
 async def test_vectors_of_mixed_lengths_in_one_call(
     minilm: LocalModel, texts: list[str], expected: NDArray[np.float32], budget: int
 ) -> None:
-    service = EmbeddingsService([Encoder.load(minilm)], max_batch_tokens=budget, max_waiting_texts=4096)
-    service.start()
-    embeddings = await service.embed(texts)
-    await asyncio.to_thread(service.close)
+    with running(Encoder.load(minilm), max_batch_tokens=budget) as (service, _, _):
+        embeddings = await service.embed(texts)
     assert embeddings.vectors.shape == expected.shape
     assert np.sum(embeddings.vectors * expected, axis=1).min() >= LEAST_COSINE
     np.testing.assert_allclose(embeddings.vectors, expected, atol=2e-6)

@@ -18,7 +18,7 @@ from argosy_services.adapters import service as module
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.types import AdapterRecord, AdapterState, SnapshotComplete
 from argosy_services.errors import ArgosyError, Reason
-from argosy_services.generation.ports import AdapterLeases
+from argosy_services.leases import AdapterLeases
 
 S = AdapterState
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from argosy_services import metrics
+from argosy_services.embeddings.adapters import EncoderAdapters
 from argosy_services.embeddings.encoder import Encoder
 from argosy_services.embeddings.service import MAX_TEXT_BYTES, MAX_TEXTS, EmbeddingsService
 from argosy_services.errors import ArgosyError, Reason
 
+from .adapted import Leases, running
+
 
 @pytest.fixture(scope="module")
 async def service(encoder: Encoder) -> AsyncIterator[EmbeddingsService]:
-    service = EmbeddingsService([encoder], max_batch_tokens=1024, max_waiting_texts=4096)
-    service.start()
-    yield service
-    await asyncio.to_thread(service.close)
+    with running(encoder) as (service, _, _):
+        yield service
 
 
 async def refused(call: Awaitable[object]) -> ArgosyError:
@@ -132,7 +133,8 @@ async def test_work_is_counted(service: EmbeddingsService, encoder: Encoder) -> 
 
 
 async def test_calls_that_wait_end_when_the_service_closes(encoder: Encoder) -> None:
-    service = EmbeddingsService([encoder], max_batch_tokens=256, max_waiting_texts=4096)
+    adapters = EncoderAdapters(encoder, max_rank=16)
+    service = EmbeddingsService([encoder], Leases("x"), adapters, max_batch_tokens=256, max_waiting_texts=4096)
     service.start()
     call = asyncio.create_task(service.embed(["some longer text, again and again " * 30] * 500))
     await asyncio.sleep(0.3)

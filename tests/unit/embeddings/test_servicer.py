@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -14,28 +13,27 @@ from argosy.api.embeddings.v1 import embedding_model_pb2
 from argosy.api.embeddings.v1 import embeddings_service_pb2 as pb
 from argosy.api.embeddings.v1 import embeddings_service_pb2_grpc as pb_grpc
 from argosy_services.embeddings.encoder import Encoder
-from argosy_services.embeddings.service import EmbeddingsService
 from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.gate import Gate
+
+from .adapted import running
 
 TEXTS = ["A ship.", "", "A longer text about a ship at sea. " * 30]
 
 
 @pytest.fixture(scope="module")
 async def stub(encoder: Encoder) -> AsyncIterator[pb_grpc.EmbeddingsServiceAsyncStub]:
-    service = EmbeddingsService([encoder], max_batch_tokens=1024, max_waiting_texts=4096)
-    service.start()
-    gate = Gate()
-    gate.open()
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 << 20)])
-    pb_grpc.add_EmbeddingsServiceServicer_to_server(EmbeddingsServicer(service, gate, Authenticator()), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield pb_grpc.EmbeddingsServiceStub(channel)
-    await server.stop(None)
-    await asyncio.to_thread(service.close)
+    with running(encoder) as (service, _, _):
+        gate = Gate()
+        gate.open()
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 << 20)])
+        pb_grpc.add_EmbeddingsServiceServicer_to_server(EmbeddingsServicer(service, gate, Authenticator()), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield pb_grpc.EmbeddingsServiceStub(channel)
+        await server.stop(None)
 
 
 async def test_floats_and_packed_bytes_are_the_same_vectors(

@@ -23,7 +23,7 @@ from argosy_services.engine.base import (
     TokenLogprobs,
 )
 from argosy_services.errors import ArgosyError, Reason, adapter_not_found
-from argosy_services.generation.ports import Lease
+from argosy_services.leases import Lease
 
 TIMINGS = Timings(queue_s=0.25, prefill_s=0.5, decode_s=0.75)
 
@@ -216,6 +216,6 @@ class ScriptedLeases:
         self.given += 1
         self.revoke = on_revoke
         try:
-            yield Lease(name="pirate", key="key-of-pirate", version="v1")
+            yield Lease(name="pirate", key="key-of-pirate", version="v1", base_model="smollm2-135m-instruct")
         finally:
             self.held -= 1

@@ -23,6 +23,8 @@ def embed_request(
     truncate: bool | None,
     packed: bool,
     tokenizer_fingerprint: str,
+    adapter: str,
+    adapter_sticky_key: str,
 ) -> rpc.EmbedRequest:
     """Texts to embed; a lone text counts as one."""
     request = rpc.EmbedRequest(
@@ -32,6 +34,8 @@ def embed_request(
         truncate=truncate,
         format=rpc.EMBEDDING_FORMAT_PACKED if packed else rpc.EMBEDDING_FORMAT_FLOATS,
         tokenizer_fingerprint=tokenizer_fingerprint,
+        adapter=adapter,
+        adapter_sticky_key=adapter_sticky_key,
     )
     if dimensions is not None:
         common.set_field(request, "dimensions", dimensions, name="dimensions")
@@ -64,6 +68,8 @@ def embeddings(message: rpc.EmbedResponse, expected: int) -> Embeddings:
         usage=common.usage(message.usage),
         timings=common.timings(message.timings),
         tokenizer_fingerprint=message.tokenizer_fingerprint,
+        adapter=message.adapter,
+        adapter_version=message.adapter_version,
     )
 
 

@@ -26,7 +26,8 @@ class Embeddings:
 
     All vectors lie in `buffer`, one after the other: float32, texts x dimensions. `embeddings[i]` is a view of one
     of them, `vectors` a list of lists, and `numpy.asarray(embeddings)` an array, without a copy. `tokens` and
-    `truncated` tell for each text how many tokens were embedded and whether it was cut.
+    `truncated` tell for each text how many tokens were embedded and whether it was cut. `adapter` and its version say
+    which adapter was used; they are empty for the model alone.
     """
 
     model: str
@@ -37,6 +38,8 @@ class Embeddings:
     usage: Usage
     timings: Timings
     tokenizer_fingerprint: str
+    adapter: str = ""
+    adapter_version: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -26,25 +26,25 @@ from argosy.api.common.v1 import usage_pb2 as argosy_dot_api_dot_common_dot_v1_d
 from argosy.api.embeddings.v1 import embedding_model_pb2 as argosy_dot_api_dot_embeddings_dot_v1_dot_embedding__model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1argosy/api/embeddings/v1/embeddings_service.proto\x12\x18\x61rgosy.api.embeddings.v1\x1a argosy/api/common/v1/usage.proto\x1a.argosy/api/embeddings/v1/embedding_model.proto\"\xf8\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x39\n\x06\x66ormat\x18\x06 \x01(\x0e\x32).argosy.api.embeddings.v1.EmbeddingFormat\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\tB\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x0b\n\t_truncate\">\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"\xfb\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x37\n\nembeddings\x18\x02 \x03(\x0b\x32#.argosy.api.embeddings.v1.Embedding\x12\x0e\n\x06packed\x18\x03 \x01(\x0c\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12*\n\x05usage\x18\x05 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x06 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x10GetModelResponse\x12\x37\n\x05model\x18\x01 \x01(\x0b\x32(.argosy.api.embeddings.v1.EmbeddingModel*m\n\x0f\x45mbeddingFormat\x12 \n\x1c\x45MBEDDING_FORMAT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45MBEDDING_FORMAT_FLOATS\x10\x01\x12\x1b\n\x17\x45MBEDDING_FORMAT_PACKED\x10\x02\x32\xd0\x01\n\x11\x45mbeddingsService\x12X\n\x05\x45mbed\x12&.argosy.api.embeddings.v1.EmbedRequest\x1a\'.argosy.api.embeddings.v1.EmbedResponse\x12\x61\n\x08GetModel\x12).argosy.api.embeddings.v1.GetModelRequest\x1a*.argosy.api.embeddings.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1argosy/api/embeddings/v1/embeddings_service.proto\x12\x18\x61rgosy.api.embeddings.v1\x1a argosy/api/common/v1/usage.proto\x1a.argosy/api/embeddings/v1/embedding_model.proto\"\xa5\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x39\n\x06\x66ormat\x18\x06 \x01(\x0e\x32).argosy.api.embeddings.v1.EmbeddingFormat\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\x1a\n\x12\x61\x64\x61pter_sticky_key\x18\t \x01(\tB\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x0b\n\t_truncate\">\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"\xa5\x02\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x37\n\nembeddings\x18\x02 \x03(\x0b\x32#.argosy.api.embeddings.v1.Embedding\x12\x0e\n\x06packed\x18\x03 \x01(\x0c\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12*\n\x05usage\x18\x05 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x06 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\t \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x10GetModelResponse\x12\x37\n\x05model\x18\x01 \x01(\x0b\x32(.argosy.api.embeddings.v1.EmbeddingModel*m\n\x0f\x45mbeddingFormat\x12 \n\x1c\x45MBEDDING_FORMAT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45MBEDDING_FORMAT_FLOATS\x10\x01\x12\x1b\n\x17\x45MBEDDING_FORMAT_PACKED\x10\x02\x32\xd0\x01\n\x11\x45mbeddingsService\x12X\n\x05\x45mbed\x12&.argosy.api.embeddings.v1.EmbedRequest\x1a\'.argosy.api.embeddings.v1.EmbedResponse\x12\x61\n\x08GetModel\x12).argosy.api.embeddings.v1.GetModelRequest\x1a*.argosy.api.embeddings.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'argosy.api.embeddings.v1.embeddings_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDDINGFORMAT']._serialized_start=840
-  _globals['_EMBEDDINGFORMAT']._serialized_end=949
+  _globals['_EMBEDDINGFORMAT']._serialized_start=927
+  _globals['_EMBEDDINGFORMAT']._serialized_end=1036
   _globals['_EMBEDREQUEST']._serialized_start=162
-  _globals['_EMBEDREQUEST']._serialized_end=410
-  _globals['_EMBEDDING']._serialized_start=412
-  _globals['_EMBEDDING']._serialized_end=474
-  _globals['_EMBEDRESPONSE']._serialized_start=477
-  _globals['_EMBEDRESPONSE']._serialized_end=728
-  _globals['_GETMODELREQUEST']._serialized_start=730
-  _globals['_GETMODELREQUEST']._serialized_end=761
-  _globals['_GETMODELRESPONSE']._serialized_start=763
-  _globals['_GETMODELRESPONSE']._serialized_end=838
-  _globals['_EMBEDDINGSSERVICE']._serialized_start=952
-  _globals['_EMBEDDINGSSERVICE']._serialized_end=1160
+  _globals['_EMBEDREQUEST']._serialized_end=455
+  _globals['_EMBEDDING']._serialized_start=457
+  _globals['_EMBEDDING']._serialized_end=519
+  _globals['_EMBEDRESPONSE']._serialized_start=522
+  _globals['_EMBEDRESPONSE']._serialized_end=815
+  _globals['_GETMODELREQUEST']._serialized_start=817
+  _globals['_GETMODELREQUEST']._serialized_end=848
+  _globals['_GETMODELRESPONSE']._serialized_start=850
+  _globals['_GETMODELRESPONSE']._serialized_end=925
+  _globals['_EMBEDDINGSSERVICE']._serialized_start=1039
+  _globals['_EMBEDDINGSSERVICE']._serialized_end=1247
 # @@protoc_insertion_point(module_scope)

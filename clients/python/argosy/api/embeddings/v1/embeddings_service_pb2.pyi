@@ -58,6 +58,8 @@ class EmbedRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ADAPTER_STICKY_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model. Empty means the default embedding model."""
     normalize: _builtins.bool
@@ -70,6 +72,12 @@ class EmbedRequest(_message.Message):
     """How vectors travel. Unspecified means floats."""
     tokenizer_fingerprint: _builtins.str
     """Fingerprint of the tokenizer that the caller counts with. Unset: not checked. A mismatch is FAILED_PRECONDITION."""
+    adapter: _builtins.str
+    """An adapter of the model: its name, a version, or an alias. Empty: the model alone."""
+    adapter_sticky_key: _builtins.str
+    """Requests that name an alias and have the same key here get the same version of it, as long as the alias stays. At
+    most 256 bytes. Empty: each request is drawn by the weights alone.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts, 1 to 4,096 of them, each at most 1 MiB; an empty text is valid."""
@@ -84,10 +92,12 @@ class EmbedRequest(_message.Message):
         truncate: _builtins.bool | None = ...,
         format: Global___EmbeddingFormat.ValueType = ...,
         tokenizer_fingerprint: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        adapter_sticky_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_truncate", b"_truncate", "dimensions", b"dimensions", "normalize", b"normalize", "truncate", b"truncate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_truncate", b"_truncate", "dimensions", b"dimensions", "format", b"format", "model", b"model", "normalize", b"normalize", "texts", b"texts", "tokenizer_fingerprint", b"tokenizer_fingerprint", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_truncate", b"_truncate", "adapter", b"adapter", "adapter_sticky_key", b"adapter_sticky_key", "dimensions", b"dimensions", "format", b"format", "model", b"model", "normalize", b"normalize", "texts", b"texts", "tokenizer_fingerprint", b"tokenizer_fingerprint", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
     _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
@@ -149,6 +159,8 @@ class EmbedResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ADAPTER_VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     packed: _builtins.bytes
@@ -157,6 +169,10 @@ class EmbedResponse(_message.Message):
     """Length of each vector."""
     tokenizer_fingerprint: _builtins.str
     """Fingerprint of the tokenizer that was used."""
+    adapter: _builtins.str
+    """Name of the adapter that was used. Empty: none."""
+    adapter_version: _builtins.str
+    """Version of that adapter, its content hash."""
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
         """One embedding for each text, in the order of the request."""
@@ -179,10 +195,12 @@ class EmbedResponse(_message.Message):
         usage: _usage_pb2.Usage | None = ...,
         timings: _usage_pb2.StageTimings | None = ...,
         tokenizer_fingerprint: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        adapter_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "embeddings", b"embeddings", "model", b"model", "packed", b"packed", "timings", b"timings", "tokenizer_fingerprint", b"tokenizer_fingerprint", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "adapter_version", b"adapter_version", "dimensions", b"dimensions", "embeddings", b"embeddings", "model", b"model", "packed", b"packed", "timings", b"timings", "tokenizer_fingerprint", b"tokenizer_fingerprint", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
