@@ -3,7 +3,8 @@
     python bench/agents_beside.py [runs, 50]
 
 One caller asks again and again, with a chat of some 250 tokens that no cache knows: first alone, then beside runs of
-five steps each that all begin at once. The server is a process of its own.
+five steps each that all begin at once. The server is a process of its own, and the runs are detached: reading fifty of
+them here would hold up the caller whose time is taken.
 """
 
 from __future__ import annotations
@@ -40,12 +41,24 @@ async def first_token(client: argosy.AsyncClient, draw: random.Random) -> float:
     raise RuntimeError("the answer has no text")
 
 
-async def run(client: argosy.AsyncClient, number: int) -> tuple[int, str]:
-    """Steps and outcome of one run."""
-    budget = argosy.AgentBudget(max_steps=STEPS, max_tokens=4_000, max_seconds=600)
-    async for event in client.agents.run(f"ship number {number}", strategy="chain", chain=_CHAIN, budget=budget):
+async def begin(client: argosy.AsyncClient, number: int) -> str:
+    """Begins a run; gives its id."""
+    budget = argosy.AgentBudget(max_steps=STEPS, max_tokens=10_000, max_duration=600)
+    task = f"ship number {number}"
+    async with client.agents.run(task, strategy="chain", chain=_CHAIN, budget=budget, detached=True) as events:
+        async for event in events:
+            if isinstance(event, argosy.RunStarted):
+                return event.run_id
+    raise RuntimeError("the run did not start")
+
+
+async def end(client: argosy.AsyncClient, run_id: str) -> tuple[int, str]:
+    """Steps and outcome of a run, once it has them."""
+    while (seen := await client.agents.get(run_id)).state is not argosy.RunState.FINISHED:  # noqa: ASYNC110 (elsewhere)
+        await asyncio.sleep(2.0)
+    async for event in client.agents.replay(run_id):
         if isinstance(event, argosy.RunFinished):
-            return event.steps, str(event.outcome)
+            return event.steps, str(seen.outcome)
     raise RuntimeError("the run did not finish")
 
 
@@ -60,7 +73,8 @@ async def main(runs: int) -> None:
                 alone.append(await first_token(client, draw))
                 await asyncio.sleep(0.1)
             started = time.perf_counter()
-            working = asyncio.gather(*(run(client, number) for number in range(runs)))
+            begun = await asyncio.gather(*(begin(client, number) for number in range(runs)))
+            working = asyncio.gather(*(end(client, run_id) for run_id in begun))
             await asyncio.sleep(1)
             beside = []
             while not working.done():

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argosy_services.engine.base import Request
+from argosy_services.engine.torch_engine import scheduler as module
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
-from argosy_services.engine.torch_engine.scheduler import DECODE_WEIGHT, PAUSES, Scheduler
+from argosy_services.engine.torch_engine.scheduler import BACKGROUND, DECODE_WEIGHT, PAUSES, Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
 
@@ -229,9 +230,25 @@ def test_lower_priorities_pause_while_a_prompt_is_computed() -> None:
         scheduler.add(sequence(name, 2 if priority == 0 else 3, 90, token=priority + 3, priority=priority))
     run_step(scheduler)
     scheduler.add(sequence("prompt", 12, 1, token=9))
-    steps = [[(item.sequence.request.id, item.count) for item in run_step(scheduler)] for _ in range(3)]
+    steps = [[(item.sequence.request.id, item.count) for item in run_step(scheduler)] for _ in range(4)]
     assert steps[:2] == [[("equal", 1), ("prompt", 7)], [("equal", 1), ("prompt", 5)]]
-    assert {name for name, _ in steps[2]} >= {"low", "equal", "long and low"}
+    assert {name for step in steps[2:] for name, _ in step} == {"low", "equal", "long and low"}
+
+
+def test_the_background_takes_short_steps_after_somebody_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(BlockAllocator(1000, BLOCK), max_batch=3 * BACKGROUND, max_step_tokens=4 * BACKGROUND)
+    low = [sequence(str(number), 2, 90, token=number + 1, priority=-1) for number in range(9)]
+    for item in low:
+        scheduler.add(item)
+    scheduler.add(sequence("prompt", 2, 1, token=90))
+    run_step(scheduler)
+    scheduler.add(sequence("long and low", 30, 1, token=91, priority=-1))
+    steps = [run_step(scheduler) for _ in range(3)]
+    # Three at a time, in turns, and a piece of the prompt.
+    assert [[item.count for item in step] for step in steps] == 3 * [[1, 1, 1, 4]]
+    assert {item.sequence.request.id for step in steps for item in step} == {*map(str, range(9)), "long and low"}
+    monkeypatch.setattr(module, "ALERT_S", 0.0)
+    assert len(run_step(scheduler)) == 10
 
 
 def test_prompts_one_after_another_do_not_stop_lower_priorities() -> None:

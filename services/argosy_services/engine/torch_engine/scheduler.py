@@ -24,6 +24,10 @@ from argosy_services.engine.torch_engine.step import Work
 DECODE_WEIGHT = 2
 # So many steps in a row may pass lower priorities by.
 PAUSES = 4
+# What has a priority below 0 is the background. For so many seconds after a prompt that is not, it gets this part of a
+# step's tokens and places: whoever comes next waits for a short step.
+BACKGROUND = 8
+ALERT_S = 1.0
 
 
 class Scheduler:
@@ -41,6 +45,8 @@ class Scheduler:
         self._deadlines: Heap[Sequence] = Heap()
         self._put_back: set[Sequence] = set()  # In the step that is being scheduled.
         self._pauses = 0
+        self._turn = 0
+        self._urgent_at = -ALERT_S
 
     @property
     def waiting_tokens(self) -> int:
@@ -75,27 +81,56 @@ class Scheduler:
         work: list[Work] = []
         self.admitted.clear()
         self._put_back.clear()
-        floor = self._floor()
+        urgent = self._most_urgent_prompt()
+        floor = self._floor(urgent)
         active = [running for running in self.running if running.request.priority >= floor]
+        short = self._short_steps(urgent)
         # Decoding sequences first: nobody's next token waits for the prompt of an equal.
-        budget = self._extend_all([running for running in active if running.pending <= 1], work)
+        decoding = [running for running in active if running.pending <= 1]
+        budget = self._extend_all(self._some_of(decoding) if short else decoding, work)
+        if short and urgent < 0:
+            budget = min(budget, max(1, self.max_step_tokens // BACKGROUND))
         prompts = [running for running in active if running.pending > 1]
         for sequence in sorted(prompts, key=lambda running: -running.rank):
             budget = self._admit(budget, work, above=sequence.rank)
             budget -= self._extend(sequence, budget, work)
         self._admit(budget, work, above=floor - 1)
-        # The work of what was put back is void.
-        return [item for item in work if item.sequence not in self._put_back] if self._put_back else work
+        if self._put_back:
+            # The work of what was put back is void.
+            work = [item for item in work if item.sequence not in self._put_back]
+        if not work:
+            self._extend_all([running for running in active if running.pending <= 1], work)
+        return work
 
-    def _floor(self) -> int:
-        """The lowest priority that the next step works for."""
+    def _short_steps(self, urgent: int) -> bool:
+        """Whether background work is done in short steps, because somebody who matters more may come at any time."""
+        now = time.monotonic()
+        if urgent >= 0:
+            self._urgent_at = now
+        return now - self._urgent_at < ALERT_S
+
+    def _some_of(self, decoding: list[Sequence]) -> list[Sequence]:
+        """Of the background's sequences as many as a short step takes, in turns, and all others."""
+        background = [running for running in decoding if running.request.priority < 0]
+        count = max(1, self.max_batch // BACKGROUND)
+        if len(background) <= count:
+            return decoding
+        self._turn = (self._turn + count) % len(background)
+        chosen = set((background + background)[self._turn : self._turn + count])
+        return [running for running in decoding if running.request.priority >= 0 or running in chosen]
+
+    def _most_urgent_prompt(self) -> int:
+        """The highest priority of the prompts that are to be computed."""
         prompts = [running.request.priority for running in self.running if running.pending > 1]
         if (first := self.waiting.first()) is not None:
             prompts.append(first.request.priority)
-        floor = max(prompts, default=LOWEST_PRIORITY)
-        if self._pauses < PAUSES and any(running.request.priority < floor for running in self.running):
+        return max(prompts, default=LOWEST_PRIORITY)
+
+    def _floor(self, urgent: int) -> int:
+        """The lowest priority that the next step works for."""
+        if self._pauses < PAUSES and any(running.request.priority < urgent for running in self.running):
             self._pauses += 1
-            return floor
+            return urgent
         self._pauses = 0
         return LOWEST_PRIORITY
 
