@@ -247,8 +247,13 @@ def _adapters_at_work(engine: Engine) -> AdaptersAtWork:
 
 
 def _names(keys: Sequence[str]) -> tuple[str, ...]:
-    """Names of adapters, which their keys begin with; versions of one name count once."""
-    return tuple(sorted({key.rpartition("@")[0] or key for key in keys}))
+    """Names of adapters; versions of one name count once."""
+    return tuple(sorted(set(map(_name, keys))))
+
+
+def _name(key: str) -> str:
+    """The name of an adapter, which its key begins with."""
+    return key.rpartition("@")[0] or key
 
 
 def watch_encoder(settings: Settings, model: str, adapters: EncoderAdapters, tiers: AdapterTiers) -> None:
@@ -259,8 +264,11 @@ def watch_encoder(settings: Settings, model: str, adapters: EncoderAdapters, tie
 
 
 def watch_tiers(model: str, tiers: AdapterTiers) -> None:
-    """Lets the counters of a model's slots be read whenever they are exported."""
+    """Lets the counters of a model's slots, and which adapter is where, be read whenever they are exported."""
     counts = tiers.counts
     metrics.ADAPTER_HITS.labels(model=model).read(lambda: counts.hits)
     metrics.ADAPTER_MISSES.labels(model=model).read(lambda: counts.misses)
     metrics.ADAPTER_EVICTIONS.labels(model=model).read(lambda: counts.evictions)
+    metrics.ADAPTER_RESIDENT.read_rows(
+        model, lambda: {(model, _name(key), tier.value): 1.0 for key, tier in tiers.residents.items()}
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -151,6 +151,7 @@ class Instrument(Generic[Series]):
         self._fleeting = not limits.fleeting.isdisjoint(spec.labels)
         self._lock = threading.Lock()
         self._series: dict[Labels, Series] = {}
+        self._rows: dict[str, Callable[[], Mapping[Labels, float]]] = {}
         self._alone = make(spec.buckets) if not spec.labels else None
         if self._alone is not None:
             self._series[()] = self._alone
@@ -175,10 +176,25 @@ class Instrument(Generic[Series]):
             raise TypeError(f"{self.spec.name} has labels: {', '.join(self.spec.labels)}")
         return self._alone
 
+    def read_rows(self, source: str, reading: Callable[[], Mapping[Labels, float]]) -> None:
+        """From now on there are also the series that `reading` gives when they are exported, as many as there may be:
+        for what comes and goes. Any thread calls it. One of the same `source` takes its place.
+        """
+        self._rows[source] = reading
+
     def now(self) -> list[tuple[Labels, Series]]:
         """Every series, with its values in the order of the row's labels."""
         with self._lock:
-            return list(self._series.items())
+            found = dict(self._series)
+        for reading in list(self._rows.values()):
+            for labels, amount in reading().items():
+                if len(found) >= self._limits.max_series:
+                    break
+                series = self._make(self.spec.buckets)
+                if isinstance(series, Value):
+                    series.set(amount)
+                found[labels] = series
+        return list(found.items())
 
     def _bounded(self, wanted: Labels) -> Labels:
         if wanted in self._series:

@@ -135,6 +135,12 @@ BATCH_TOKENS = TABLE.histogram("argosy_batch_tokens", "tokens", "Tokens that a s
 ADAPTERS = TABLE.gauge("argosy_adapters", "adapters", "Adapters by state.", ("state",))
 ADAPTER_SLOTS_IN_USE = TABLE.gauge("argosy_adapter_slots_in_use", "slots", "Slots of the engine with adapters.", _MODEL)
 ADAPTER_SLOTS_TOTAL = TABLE.gauge("argosy_adapter_slots_total", "slots", "Slots of the engine for adapters.", _MODEL)
+ADAPTER_RESIDENT = TABLE.gauge(
+    "argosy_adapter_resident",
+    "boolean",
+    "1 for each adapter that is here; `tier` is slot, memory or disk.",
+    ("model", "adapter", "tier"),
+)
 ADAPTER_LEASES = TABLE.gauge("argosy_adapter_leases", "leases", "Running requests that use an adapter.").only
 ADAPTER_HITS = TABLE.counter("argosy_adapter_hits", "requests", "Requests that found their adapter in a slot.", _MODEL)
 ADAPTER_MISSES = TABLE.counter(

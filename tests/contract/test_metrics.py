@@ -130,8 +130,10 @@ def test_an_adapter_is_counted(client: argosy.Client, metric: Callable[..., floa
         assert metric("argosy_usage_requests_total", **labels) == 1
         assert metric("argosy_adapter_hits_total") + metric("argosy_adapter_misses_total") == before + 1
         assert metric("argosy_adapter_loads_total", result="ready") >= 1
+        assert metric("argosy_adapter_resident", adapter="counted", tier="slot") == 1
     finally:
         client.adapters.unload("counted")
+    assert metric("argosy_adapter_resident", adapter="counted") == 0
 
 
 def test_rays_own_page_says_the_same(fleet: RunningFleet, client: argosy.Client, metric: Callable[..., float]) -> None:

@@ -96,5 +96,23 @@ BOARD = Board(
                 ),
             ),
         ),
+        Row(
+            "Where",
+            (
+                Panel(
+                    "Where adapters are",
+                    "Which server has which adapter, and how near to its engine?",
+                    "An adapter that is on no server after a load: `argosy adapters get NAME` says why.",
+                    (
+                        Query(
+                            total("argosy_adapter_resident", MODEL, by="adapter, tier, model, instance, replica"),
+                            "adapters",
+                        ),
+                    ),
+                    kind="table",
+                    width=24,
+                ),
+            ),
+        ),
     ),
 )

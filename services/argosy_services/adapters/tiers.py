@@ -95,6 +95,12 @@ class AdapterTiers:
         return {entry.key for entry in self._entries.values() if entry.in_slot}
 
     @property
+    def residents(self) -> dict[str, AdapterTier]:
+        """Where each adapter is. For any thread."""
+        found = {key: self.tier(key) for key in list(self._entries)}
+        return {key: tier for key, tier in found.items() if tier is not None}
+
+    @property
     def in_memory_bytes(self) -> int:
         """Bytes of the weights that are kept in memory beside those in slots."""
         return sum(_size(entry) for entry in self._entries.values() if not entry.in_slot)

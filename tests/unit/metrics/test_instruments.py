@@ -101,6 +101,18 @@ def test_what_was_idle_makes_room() -> None:
     assert [labels for labels, _ in row.now()] == [("second",), (OTHER,)]
 
 
+def test_what_comes_and_goes_is_read_when_it_is_exported() -> None:
+    limits = Limits(max_series=3)
+    row = Table(limits).gauge("g", "boolean", "g", ("adapter",))
+    there = {("a",): 1.0, ("b",): 1.0}
+    row.read_rows("m", lambda: there)
+    assert {labels: series.now() for labels, series in row.now()} == there
+    del there["a",]
+    assert [labels for labels, _ in row.now()] == [("b",)]
+    there.update({(str(number),): 1.0 for number in range(10)})
+    assert len(row.now()) == 3
+
+
 def test_what_is_muted_counts_nothing() -> None:
     limits = Limits(muted=True)
     row = Table(limits).counter("c", "requests", "c", ("model",))
