@@ -163,7 +163,7 @@ def _settings(adapters: Path, port: int, metrics_port: int) -> dict[str, str]:
         "ARGOSY_GENERATION__KV_CACHE_TOKENS": "1536",
         "ARGOSY_GENERATION__MAX_BATCH": "8",
         "ARGOSY_GENERATION__MAX_ADAPTERS": "2",
-        "ARGOSY_GENERATION__MAX_WAITING": "12",
+        "ARGOSY_GENERATION__MAX_WAITING": "8",
         "ARGOSY_GENERATION__SPECULATION": "prompt_lookup",
     }
 
