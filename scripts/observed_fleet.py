@@ -116,6 +116,7 @@ def observed_fleet(seconds: float) -> Iterator[Observed]:
         ):
             with argosy.Client(f"127.0.0.1:{port}", api_key=KEYS[0]) as client:
                 client.wait_until_ready(timeout=60)
+            _until_scraped(prometheus)
             start = time.time()
             run_load(f"127.0.0.1:{port}", adapters, seconds)
             yield Observed(prometheus, f"http://127.0.0.1:{metrics_port}/metrics", start, time.time())
@@ -200,6 +201,15 @@ def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iter
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(timeout=10)
+
+
+def _until_scraped(prometheus: Prometheus, seconds: float = 20) -> None:
+    """Growth is seen from the first sample on."""
+    give_up = time.monotonic() + seconds
+    while not prometheus.query("argosy_ready == 1"):
+        if time.monotonic() > give_up:
+            raise TimeoutError("Prometheus has not read the page of metrics")
+        time.sleep(0.1)
 
 
 def _wait(url: str, log: Path, seconds: float = 20) -> None:
