@@ -107,6 +107,26 @@ async def serve(root: Path) -> None:
         (root / "times.json").write_text(json.dumps(times))
 
 
+async def streams(address: str) -> None:
+    """Reads streams of the base until its input ends."""
+    async with argosy.AsyncClient(address, timeout=600) as client:
+        reading = [asyncio.create_task(stream(client, number)) for number in range(STREAMS)]
+        await asyncio.to_thread(sys.stdin.read)
+        for each in reading:
+            each.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+
+
+@asynccontextmanager
+async def beside_streams(address: str) -> AsyncIterator[None]:
+    """Streams that a process of its own reads, so that their events do not hold up the caller whose time is taken."""
+    process = await asyncio.create_subprocess_exec(*(sys.executable, __file__, "streams", address), stdin=PIPE)
+    try:
+        yield
+    finally:
+        await process.communicate(b"")
+
+
 class Server:
     """`serve` in a process of its own, so that what callers compute does not hold the engine up."""
 
@@ -118,8 +138,8 @@ class Server:
             *(sys.executable, __file__, "serve", str(self._root)), stdin=PIPE, stdout=PIPE
         )
         assert self._process.stdout is not None
-        address = (await self._process.stdout.readline()).decode().strip()
-        self._client = argosy.AsyncClient(address, timeout=600)
+        self.address = (await self._process.stdout.readline()).decode().strip()
+        self._client = argosy.AsyncClient(self.address, timeout=600)
         return self._client
 
     async def __aexit__(self, *_: object) -> None:
@@ -151,7 +171,7 @@ def gaps(times: Sequence[Sequence[float]], windows: Sequence[tuple[float, float]
 
 
 async def load(rounds: int, root: Path) -> None:
-    """From LoadAdapter to the first token, alone and beside running streams, and the gaps of those."""
+    """From LoadAdapter to the first token, with a free slot, alone and beside running streams; the gaps of those."""
     for number in range(2 * rounds + 1):
         write_adapter(root / f"a{number}", ALL, number)
     server = Server(root)
@@ -160,21 +180,20 @@ async def load(rounds: int, root: Path) -> None:
         async def once(number: int) -> tuple[float, float]:
             started = time.perf_counter()
             await client.adapters.load(f"a{number}", root / f"a{number}")
-            return started, await first_token(client, f"a{number}", "The captain said")
+            answered = await first_token(client, f"a{number}", "The captain said")
+            await client.adapters.unload(f"a{number}")
+            return started, answered
 
         await once(2 * rounds)  # code and files of the first time
         alone = [await once(number) for number in range(rounds)]
-        streams = [asyncio.create_task(stream(client, number)) for number in range(STREAMS)]
-        await asyncio.sleep(4)
-        quiet = (time.perf_counter(), time.perf_counter() + 4)
-        await asyncio.sleep(4)
-        beside = []
-        for number in range(rounds, 2 * rounds):
-            beside.append(await once(number))
-            await asyncio.sleep(0.25)
-        for each in streams:
-            each.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
+        async with beside_streams(server.address):
+            await asyncio.sleep(6)
+            quiet = (time.perf_counter(), time.perf_counter() + 4)
+            await asyncio.sleep(4)
+            beside = []
+            for number in range(rounds, 2 * rounds):
+                beside.append(await once(number))
+                await asyncio.sleep(0.25)
     times = server.times()
     step = statistics.median(gaps(times, [quiet]))
     for name, spans in {"alone": alone, f"beside {STREAMS} streams": beside}.items():
@@ -279,5 +298,7 @@ if __name__ == "__main__":
     logs.configure("error", "json")
     if sys.argv[1:2] == ["serve"]:
         sys.exit(asyncio.run(serve(Path(sys.argv[2]))))
+    if sys.argv[1:2] == ["streams"]:
+        sys.exit(asyncio.run(streams(sys.argv[2])))
     given = sys.argv[1] if len(sys.argv) > 1 else "load"
     asyncio.run(main(given, int(sys.argv[2]) if len(sys.argv) > 2 else {"load": 20, "zipf": 60}[given]))

@@ -24,6 +24,7 @@ from jsonschema import Draft202012Validator
 
 import argosy
 from argosy import FunctionTool, ToolEffect
+from argosy_services import logs
 from argosy_services.agents.prompt import load_texts
 from argosy_services.settings import Settings
 from argosy_services.testing import run_test_server_in_thread
@@ -191,6 +192,7 @@ def main() -> int:
         print(__doc__)
         return 2
     measure, count = what[sys.argv[1]]
+    logs.configure("error", "json")
     settings = Settings(log_level="error", agents={"max_running": 64})  # type: ignore[arg-type]
     with run_test_server_in_thread(settings) as running, argosy.Client(running.address, timeout=3_600) as client:
         return 0 if measure(client, int(sys.argv[2]) if len(sys.argv) > 2 else count) else 1

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from argosy_services.engine.base import (
     AdapterWeights,
     EngineInfo,
@@ -144,7 +146,11 @@ class TorchEngine:
         self._grammars.check(grammar)
 
     def read_adapter(self, directory: Path) -> AdapterWeights:
-        """Reads and validates a PEFT adapter for this model."""
+        """Reads and validates a PEFT adapter for this model. Sets torch's threads of the calling thread to one:
+        the others belong to the engine.
+        """
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
         weights = read_peft_adapter(
             directory,
             shapes=self._shapes,
