@@ -18,7 +18,7 @@ BASE = "all-minilm-l6-v2"
 TEXTS = ["A ship at sea.", "The harbour master's letter."]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(adapter_root: Path) -> list[Path]:
     """Two adapters of the embedding model."""
     return [write_adapter(adapter_root / f"encoder{seed}", seed) for seed in range(2)]
