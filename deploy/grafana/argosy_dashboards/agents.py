@@ -1,7 +1,7 @@
 """Do agents come to answers, and what do they spend on the way?"""
 
 from argosy_dashboards.board import Board, Panel, Row
-from argosy_dashboards.queries import Query, rate
+from argosy_dashboards.queries import Query, quantile, quantiles, rate, total
 
 _ANSWERED = 'outcome="answered"'
 
@@ -50,6 +50,32 @@ BOARD = Board(
                     unit="ops",
                     kind="stacked",
                     width=24,
+                ),
+            ),
+        ),
+        Row(
+            "Time and budgets",
+            (
+                Panel(
+                    "Duration of runs",
+                    "How long does somebody wait for an answer?",
+                    "Compare with steps of a run: more steps, or slower ones? Agents give way to other requests "
+                    "(agents.priority).",
+                    quantiles("argosy_agent_run_seconds"),
+                    unit="s",
+                ),
+                Panel(
+                    "Duration of tool calls, p95",
+                    "Which tool holds runs up?",
+                    "A tool near its time limit: what it reaches is slow, or down.",
+                    (Query(quantile(0.95, "argosy_tool_seconds", by="tool"), "{{tool}}"),),
+                    unit="s",
+                ),
+                Panel(
+                    "Runs that are worked on",
+                    "How near is the limit?",
+                    "At agents.max_running new runs are refused: raise it, or start more servers.",
+                    (Query(total("argosy_agent_runs_running", by="instance"), "{{instance}}"),),
                 ),
             ),
         ),
