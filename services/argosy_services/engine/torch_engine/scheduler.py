@@ -95,12 +95,14 @@ class Scheduler:
             budget = self._admit(budget, work, above=sequence.rank)
             budget -= self._extend(sequence, budget, work)
         self._admit(budget, work, above=floor - 1)
-        if self._put_back:
-            # The work of what was put back is void.
-            work = [item for item in work if item.sequence not in self._put_back]
-        if not work:
-            self._extend_all([running for running in active if running.pending <= 1], work)
-        return work
+        if not self._standing(work):
+            # All that had their turn were put back: the others do not wait for theirs.
+            self._extend_all(decoding, work)
+        return self._standing(work)
+
+    def _standing(self, work: list[Work]) -> list[Work]:
+        """Without the work of what was put back, which is void."""
+        return [item for item in work if item.sequence not in self._put_back] if self._put_back else work
 
     def _short_steps(self, urgent: int) -> bool:
         """Whether background work is done in short steps, because somebody who matters more may come at any time."""
