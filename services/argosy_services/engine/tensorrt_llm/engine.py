@@ -17,12 +17,13 @@ from argosy_services.engine.base import (
     StepOutput,
 )
 from argosy_services.engine.door import Limits
+from argosy_services.engine.failures import not_running
 from argosy_services.engine.tensorrt_llm import device, options
 from argosy_services.engine.tensorrt_llm.checkpoint import Checkpoint, read_checkpoint
 from argosy_services.engine.tensorrt_llm.grammar import GrammarCheck, require_supported
 from argosy_services.engine.tensorrt_llm.library import Library, load_library
 from argosy_services.engine.tensorrt_llm.locate import Wanted, find_engine
-from argosy_services.engine.tensorrt_llm.loop import EngineThread, not_running
+from argosy_services.engine.tensorrt_llm.loop import EngineThread
 from argosy_services.engine.tensorrt_llm.lora import AdapterIds, read_adapter
 from argosy_services.engine.tensorrt_llm.manifest import EngineManifest
 from argosy_services.engine.tensorrt_llm.restart import Restarts

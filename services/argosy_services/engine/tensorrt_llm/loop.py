@@ -13,6 +13,7 @@ import structlog
 
 from argosy_services.engine.base import AdapterWeights, EngineStats, Request, StepCallback, StepOutput
 from argosy_services.engine.door import Door, Limits
+from argosy_services.engine.failures import adapter_gone, not_running
 from argosy_services.engine.meters import EngineMeters
 from argosy_services.engine.tensorrt_llm.lora import AdapterIds
 from argosy_services.engine.tensorrt_llm.restart import Restarts, shut_down
@@ -125,7 +126,7 @@ class EngineThread(threading.Thread):
             stream.end(self._closing or not_running())
         elif request.adapter is not None and adapter is None:
             # The library would answer with the base model.
-            stream.end(_adapter_left(request.adapter))
+            stream.end(adapter_gone(request.adapter))
         else:
             self._streams[request.id] = stream
             self._asked = True
@@ -179,7 +180,7 @@ class EngineThread(threading.Thread):
     async def _unload_adapter(self, key: str) -> None:
         for stream in list(self._streams.values()):
             if stream.request.adapter == key:
-                stream.end(_adapter_left(key))
+                stream.end(adapter_gone(key))
         self._adapters.drop(key)
         self.stats = self._picture()
 
@@ -307,19 +308,3 @@ class EngineThread(threading.Thread):
                 raise not_running() from self.fault
             self._loop.call_soon_threadsafe(lambda: self._spawn(answer()))
         return future
-
-
-def not_running() -> ArgosyError:
-    """What callers of an engine that failed are told."""
-    return ArgosyError(
-        Reason.ENGINE_FAILED, "the engine stopped after an internal fault; its log has the cause", retry_after_s=1.0
-    )
-
-
-def _adapter_left(key: str) -> ArgosyError:
-    return ArgosyError(
-        Reason.ADAPTER_NOT_READY,
-        f"adapter {key} left the engine while the request ran; load it again and retry",
-        adapter=key,
-        state="unloaded",
-    )

@@ -20,10 +20,11 @@ from argosy_services.engine.base import (
     StepCallback,
 )
 from argosy_services.engine.door import Limits
+from argosy_services.engine.failures import not_running
 from argosy_services.engine.torch_engine.architectures import read_config
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
-from argosy_services.engine.torch_engine.loop import EngineLoop, Parts, not_running
+from argosy_services.engine.torch_engine.loop import EngineLoop, Parts
 from argosy_services.engine.torch_engine.lora.reader import read_peft_adapter
 from argosy_services.engine.torch_engine.masks import MaskMaker
 from argosy_services.engine.torch_engine.models.modules import adaptable

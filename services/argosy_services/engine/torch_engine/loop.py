@@ -15,6 +15,7 @@ import torch
 
 from argosy_services.engine.base import EngineStats, Finish, Request, StepCallback, StepOutput, TokenLogprobs
 from argosy_services.engine.door import Door, Limits
+from argosy_services.engine.failures import adapter_gone, not_running
 from argosy_services.engine.meters import EngineMeters
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
 from argosy_services.engine.torch_engine.masks import MaskMaker, StepMasks
@@ -112,7 +113,7 @@ class EngineLoop(threading.Thread):
         if request.adapter is not None:
             self._users[request.adapter] += 1
         if request.adapter is not None and request.adapter not in self.parts.adapters:
-            self._fail(sequence, _adapter_left(request.adapter))
+            self._fail(sequence, adapter_gone(request.adapter))
         elif request.grammar is not None:
             matcher = self.parts.grammars.matcher(request.grammar, request.generated)
             matcher.add_done_callback(lambda done: self._post_compiled(sequence, done))
@@ -150,7 +151,7 @@ class EngineLoop(threading.Thread):
         """Frees an adapter's slot and ends the sequences that still use it."""
         for sequence in list(self._sequences.values()):
             if sequence.request.adapter == key:
-                self._fail(sequence, _adapter_left(key))
+                self._fail(sequence, adapter_gone(key))
         self.parts.adapters.drop(key)
 
     def check_integrity(self) -> None:
@@ -329,19 +330,3 @@ class EngineLoop(threading.Thread):
         """Those of running sequences and those of waiting ones."""
         running = Counter(one.request.adapter for one in self.parts.scheduler.running if one.request.adapter)
         return tuple(sorted(running)), tuple(sorted(key for key, users in self._users.items() if users > running[key]))
-
-
-def not_running() -> ArgosyError:
-    """What callers of an engine that ended are told."""
-    return ArgosyError(
-        Reason.ENGINE_FAILED, "the engine stopped after an internal fault; its log has the cause", retry_after_s=1.0
-    )
-
-
-def _adapter_left(key: str) -> ArgosyError:
-    return ArgosyError(
-        Reason.ADAPTER_NOT_READY,
-        f"adapter {key} left the engine while the request ran; load it again and retry",
-        adapter=key,
-        state="unloaded",
-    )
