@@ -34,8 +34,8 @@ class EngineHost:
         self.engine = engine
         self._acquire = acquire
         self._release = release
-        self._held: dict[str, str] = {}
-        self._waited: dict[str, float] = {}
+        # Of each sequence with an adapter which one it holds, and how many seconds it waited for it.
+        self._held: dict[str, tuple[str, float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._outboxes: set[_Outbox] = set()
@@ -98,8 +98,7 @@ class EngineHost:
         except Exception as error:
             self._refuse(request, error)
         else:
-            self._held[request.id] = adapter
-            self._waited[request.id] = time.monotonic() - since
+            self._held[request.id] = adapter, time.monotonic() - since
             self._submit(request)
         finally:
             self._loading.pop(request.id, None)
@@ -129,9 +128,8 @@ class EngineHost:
     def _end(self, request_id: str) -> _Outbox | None:
         """A sequence is over; returns whose it was."""
         outbox = self._owners.pop(request_id, None)
-        self._waited.pop(request_id, None)
-        if (adapter := self._held.pop(request_id, None)) is not None:
-            self._release(adapter)
+        if (held := self._held.pop(request_id, None)) is not None:
+            self._release(held[0])
         if not self._owners:
             self._idle.set()
         return outbox
@@ -144,8 +142,8 @@ class EngineHost:
     def _distribute(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             self._look(output.error)
-            if output.timings is not None and (waited := self._waited.get(output.request_id)):
-                output = replace(output, timings=replace(output.timings, adapter_s=waited))  # noqa: PLW2901
+            if output.timings is not None and (held := self._held.get(output.request_id)) is not None:
+                output = replace(output, timings=replace(output.timings, adapter_s=held[1]))  # noqa: PLW2901
             over = output.finish is not None
             outbox = self._end(output.request_id) if over else self._owners.get(output.request_id)
             if outbox is not None:
