@@ -30,13 +30,13 @@ from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.instruments import Instrument, Value
-from argosy_services.leases import AdapterLeases
+from argosy_services.leases import AdapterLeases, adapter_name
 from argosy_services.models.store import ModelStore
 from argosy_services.models.types import LocalModel
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import MethodTable
 from argosy_services.rpc.gate import Gate
-from argosy_services.settings import Settings
+from argosy_services.settings import EmbeddingSettings, GenerationSettings, Settings
 from argosy_services.storage.database import Database
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.service import TokenizationService
@@ -60,8 +60,8 @@ class Fleet:
         encoder = make_encoder(settings)
         self.encoder_adapters = make_encoder_adapters(settings, encoder)
         self.database = Database(settings.database_dsn)
-        self.tiers = make_tiers(settings, self.engine)
-        self.encoder_tiers = make_encoder_tiers(settings, self.encoder_adapters)
+        self.tiers = make_tiers(settings.generation, self.engine)
+        self.encoder_tiers = make_tiers(settings.embeddings, self.encoder_adapters)
         residences = {language.name: self.tiers, encoder.info.name: self.encoder_tiers}
         self.adapters = make_adapters(settings, residences, self.database)
         self.embeddings = make_embeddings(settings, encoder, self.adapters, self.encoder_adapters)
@@ -72,7 +72,6 @@ class Fleet:
             explain_requests=settings.generation.explain_requests,
         )
         self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
-        self._settings = settings
         self._model, self._encoder = language.name, encoder.info.name
 
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
@@ -91,7 +90,7 @@ class Fleet:
         await self.agents.start()
         watch_engine(self._model, self.engine)
         watch_tiers(self._model, self.tiers)
-        watch_encoder(self._settings, self._encoder, self.encoder_adapters, self.encoder_tiers)
+        watch_encoder(self._encoder, self.encoder_adapters, self.encoder_tiers)
 
     async def close(self) -> None:
         """Stops what `start` started, callers before what they call."""
@@ -180,18 +179,9 @@ def make_embeddings(
     )
 
 
-def make_tiers(settings: Settings, engine: AdapterHost) -> AdapterTiers:
-    """The slots and the memory for the adapters of an engine."""
-    return AdapterTiers(
-        engine, slots=settings.generation.max_adapters, memory_bytes=settings.generation.adapter_memory_bytes
-    )
-
-
-def make_encoder_tiers(settings: Settings, adapters: AdapterHost) -> AdapterTiers:
-    """The slots and the memory for the adapters of the embedding model."""
-    return AdapterTiers(
-        adapters, slots=settings.embeddings.max_adapters, memory_bytes=settings.embeddings.adapter_memory_bytes
-    )
+def make_tiers(settings: GenerationSettings | EmbeddingSettings, host: AdapterHost) -> AdapterTiers:
+    """The slots and the memory for the adapters of a model."""
+    return AdapterTiers(host, slots=settings.max_adapters, memory_bytes=settings.adapter_memory_bytes)
 
 
 def make_adapters(settings: Settings, residences: Mapping[str, Residence], database: Database) -> AdaptersService:
@@ -248,18 +238,13 @@ def _adapters_at_work(engine: Engine) -> AdaptersAtWork:
 
 def _names(keys: Sequence[str]) -> tuple[str, ...]:
     """Names of adapters; versions of one name count once."""
-    return tuple(sorted(set(map(_name, keys))))
+    return tuple(sorted(set(map(adapter_name, keys))))
 
 
-def _name(key: str) -> str:
-    """The name of an adapter, which its key begins with."""
-    return key.rpartition("@")[0] or key
-
-
-def watch_encoder(settings: Settings, model: str, adapters: EncoderAdapters, tiers: AdapterTiers) -> None:
+def watch_encoder(model: str, adapters: EncoderAdapters, tiers: AdapterTiers) -> None:
     """Lets the slots of the embedding model be read whenever they are exported."""
     metrics.ADAPTER_SLOTS_IN_USE.labels(model=model).read(lambda: len(adapters))
-    metrics.ADAPTER_SLOTS_TOTAL.labels(model=model).set(settings.embeddings.max_adapters)
+    metrics.ADAPTER_SLOTS_TOTAL.labels(model=model).set(tiers.slots)
     watch_tiers(model, tiers)
 
 
@@ -270,5 +255,5 @@ def watch_tiers(model: str, tiers: AdapterTiers) -> None:
     metrics.ADAPTER_MISSES.labels(model=model).read(lambda: counts.misses)
     metrics.ADAPTER_EVICTIONS.labels(model=model).read(lambda: counts.evictions)
     metrics.ADAPTER_RESIDENT.read_rows(
-        model, lambda: {(model, _name(key), tier.value): 1.0 for key, tier in tiers.residents.items()}
+        model, lambda: {(model, adapter_name(key), tier.value): 1.0 for key, tier in tiers.residents.items()}
     )

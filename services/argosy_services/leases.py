@@ -59,3 +59,8 @@ def adapter_left(name: str) -> ArgosyError:
         adapter=name,
         state="draining",
     )
+
+
+def adapter_name(key: str) -> str:
+    """The name of an adapter, with which its key in engines begins."""
+    return key.rpartition("@")[0] or key

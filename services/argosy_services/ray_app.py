@@ -28,7 +28,6 @@ from argosy_services.bootstrap import (
     make_embeddings,
     make_encoder,
     make_encoder_adapters,
-    make_encoder_tiers,
     make_engine,
     make_tiers,
     make_tokenization,
@@ -97,10 +96,10 @@ class EmbeddingsDeployment(EmbeddingsServicer, AdapterReplica):
         encoder = await asyncio.to_thread(make_encoder, replica.settings)
         model = encoder.info.name
         self._encoders = make_encoder_adapters(replica.settings, encoder)
-        tiers = make_encoder_tiers(replica.settings, self._encoders)
+        tiers = make_tiers(replica.settings.embeddings, self._encoders)
         self._embeddings = make_embeddings(replica.settings, encoder, HandleLeases(), self)
         self._embeddings.start()
-        watch_encoder(replica.settings, model, self._encoders, tiers)
+        watch_encoder(model, self._encoders, tiers)
         await self._begin_adapters(model, tiers)
         super().__init__(self._embeddings, replica.gate, replica.auth)
         metrics.READY.set(1)
@@ -120,7 +119,8 @@ class EmbeddingsDeployment(EmbeddingsServicer, AdapterReplica):
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[TextEncoder]:
         """The model with an adapter; see `AdaptedEncoders`."""
-        async with self._held(key):
+        await self._look_for(key)
+        async with self._tiers.hold(key):
             yield self._encoders.adapted(key)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -192,7 +192,7 @@ class EngineDeployment(AdapterReplica):
         engine = await asyncio.to_thread(
             lambda: make_engine(replica.settings, self._model, Tokenizer.load(self._model), self.create)
         )
-        tiers = make_tiers(replica.settings, engine)
+        tiers = make_tiers(replica.settings.generation, engine)
         self._host = EngineHost(engine, self._acquire, tiers.release)
         self._misses = 0
         self._contact = await self._host.start(get_node_ip_address())
@@ -242,6 +242,11 @@ class EngineDeployment(AdapterReplica):
             "kv_use": stats.kv_blocks_in_use / max(1, stats.kv_blocks_total),
             "adapter_misses": misses,
         }
+
+    async def _acquire(self, adapter: str) -> None:
+        """A sequence wants an adapter in a slot."""
+        await self._look_for(adapter)
+        await self._tiers.acquire(adapter)
 
     async def check_health(self) -> None:
         """Raises once the engine has ended; Ray Serve then replaces the replica."""

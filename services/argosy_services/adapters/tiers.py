@@ -24,6 +24,7 @@ from argosy_services.adapters.types import AdapterTier
 from argosy_services.adapters.waiting import Changes, engine_step, to_end
 from argosy_services.engine.base import AdapterHost, AdapterWeights
 from argosy_services.errors import ArgosyError, Reason
+from argosy_services.leases import adapter_left, adapter_name
 
 log = structlog.get_logger("argosy.adapters")
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class AdapterTiers:
         """`memory_bytes` bounds the weights that are kept in memory beside those in slots."""
         self.counts = TierCounts()
         self._engine = engine
-        self._slots = slots
+        self.slots = slots
         self._memory_bytes = memory_bytes
         self._entries: dict[str, _Entry] = {}
         self._taken: set[str] = set()
@@ -122,16 +123,16 @@ class AdapterTiers:
         """See `Residence.add`. It is put into a slot if one is free; `weights` saves reading it again."""
         if key in self._entries:
             return
-        if pinned and self._pinned() + 1 >= self._slots:
+        if pinned and self._pinned() + 1 >= self.slots:
             raise ArgosyError(
                 Reason.ADAPTER_SLOTS_FULL,
-                f"{self._pinned()} adapters are pinned in {self._slots} slots, and one slot must stay for the others; "
+                f"{self._pinned()} adapters are pinned in {self.slots} slots, and one slot must stay for the others; "
                 "load it unpinned, or unload a pinned one",
-                limit=self._slots - 1,
+                limit=self.slots - 1,
                 retry_after_s=5.0,
             )
         entry = self._entries[key] = _Entry(key, directory, weights, pinned)
-        if pinned or len(self._taken) < self._slots:
+        if pinned or len(self._taken) < self.slots:
             try:
                 await self._bring(entry)
             except ArgosyError:
@@ -153,7 +154,7 @@ class AdapterTiers:
         """Has an adapter in a slot until `release`; see `Residence.hold`."""
         entry = self._entries.get(key)
         if entry is None or entry.removed:
-            raise _left(key)
+            raise adapter_left(adapter_name(key))
         entry.last_held = next(self._clock)
         if entry.in_slot:
             self.counts.hits += 1
@@ -204,7 +205,7 @@ class AdapterTiers:
         async with self._turn:
             while not entry.in_slot:
                 if entry.removed:
-                    raise _left(entry.key)
+                    raise adapter_left(adapter_name(entry.key))
                 if entry.weights is None:
                     entry.weights = await self.read(entry.directory)
                 else:
@@ -216,7 +217,7 @@ class AdapterTiers:
         """Sees to it that a slot is free for the first in the line, unless that one is removed."""
         closed: _Entry | None = None
         try:
-            while len(self._taken) >= self._slots and not first.removed:
+            while len(self._taken) >= self.slots and not first.removed:
                 inside = [entry for entry in self._entries.values() if (entry.in_slot or entry is closed)]
                 may_leave = [entry for entry in inside if not (entry.pinned or entry.removed)]
                 may_leave.sort(key=lambda entry: entry.last_held)
@@ -235,7 +236,7 @@ class AdapterTiers:
     async def _put(self, entry: _Entry, weights: AdapterWeights) -> None:
         async with entry.step:
             if entry.removed:
-                raise _left(entry.key)
+                raise adapter_left(adapter_name(entry.key))
             self._taken.add(entry.key)
             try:
                 await asyncio.wrap_future(self._engine.load_adapter(entry.key, weights))
@@ -277,13 +278,3 @@ class AdapterTiers:
 
 def _size(entry: _Entry) -> int:
     return 0 if entry.weights is None else entry.weights.size_bytes
-
-
-def _left(key: str) -> ArgosyError:
-    name = key.rpartition("@")[0]
-    return ArgosyError(
-        Reason.ADAPTER_NOT_READY,
-        f"adapter '{name}' was unloaded; load it again or leave it out",
-        adapter=name,
-        state="draining",
-    )

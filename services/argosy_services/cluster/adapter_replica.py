@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -62,19 +61,10 @@ class AdapterReplica:
             await self._reconciling
         await asyncio.to_thread(self._tiers.close)
 
-    async def _acquire(self, adapter: str) -> None:
-        """Has an adapter in a slot until it is released. Raises ADAPTER_NOT_READY."""
+    async def _look_for(self, adapter: str) -> None:
+        """Takes in an adapter that is asked for before this replica has heard of it."""
         if adapter not in self._tiers:
             await self._reconcile()
-        await self._tiers.acquire(adapter)
-
-    @asynccontextmanager
-    async def _held(self, adapter: str) -> AsyncIterator[None]:
-        await self._acquire(adapter)
-        try:
-            yield
-        finally:
-            self._tiers.release(adapter)
 
     async def _keep_reconciling(self) -> None:
         while True:

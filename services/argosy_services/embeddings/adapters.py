@@ -17,7 +17,7 @@ import torch
 from argosy_services.embeddings.encoder import Encoder
 from argosy_services.engine.base import AdapterWeights
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
-from argosy_services.leases import adapter_left
+from argosy_services.leases import adapter_left, adapter_name
 
 
 class EncoderAdapters:
@@ -56,7 +56,7 @@ class EncoderAdapters:
         """The encoder with an adapter. Raises ADAPTER_NOT_READY where it is in no slot."""
         found = self._adapted.get(key)
         if found is None:
-            raise adapter_left(key.rpartition("@")[0])
+            raise adapter_left(adapter_name(key))
         return found
 
     @asynccontextmanager
