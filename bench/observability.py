@@ -22,10 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 from serving import served
-from startup import free_port
 
 import argosy
-from argosy_services.testing import run_test_collector
+from argosy_services.testing import free_ports, run_test_collector
 
 STREAMS = 32
 TOKENS = 64
@@ -92,7 +91,7 @@ def main() -> None:
             "on": {
                 "ARGOSY_TRACING__ENDPOINT": collector.endpoint,
                 "ARGOSY_METRICS__VLLM_NAMES": "true",
-                "ARGOSY_METRICS_PORT": str(free_port()),
+                "ARGOSY_METRICS_PORT": str(free_ports(1)[0]),
             },
         }
         for number in range(pairs):

@@ -6,7 +6,6 @@ usage: python bench/startup.py [RUNS]
 from __future__ import annotations
 
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import argosy
+from argosy_services.testing import free_ports
 
 ARGOSY = Path(sys.executable).with_name("argosy")
 
@@ -24,7 +24,7 @@ ARGOSY = Path(sys.executable).with_name("argosy")
 @contextmanager
 def server(**settings: str) -> Iterator[str]:
     """The address of an `argosy serve` with these settings that has just been started, with a database of its own."""
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = free_ports(2)
     own = {"ARGOSY_PORT": str(port), "ARGOSY_METRICS_PORT": str(metrics_port), "ARGOSY_LOG_LEVEL": "error"}
     with TemporaryDirectory(prefix="argosy-bench-") as made:
         own |= {"ARGOSY_DATABASE__DSN": f"sqlite:///{made}/argosy.db", "ARGOSY_ADAPTERS__CACHE_DIR": f"{made}/adapters"}
@@ -42,13 +42,6 @@ def once() -> float:
     with server() as address, argosy.Client(address) as client:
         client.wait_until_ready(timeout=60)
         return time.perf_counter() - started
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

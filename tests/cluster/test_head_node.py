@@ -26,16 +26,11 @@ from argosy_services.cluster.local import ClusterError
 from argosy_services.cluster.serve_config import environment, serve_config
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import ClusterSettings, GenerationSettings, Settings
+from argosy_services.testing import free_ports
 
 _REDIS = os.environ.get("ARGOSY_TEST_REDIS_SERVER") or shutil.which("redis-server")
 
 pytestmark = pytest.mark.skipif(_REDIS is None, reason="no redis-server on the PATH")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -89,7 +84,7 @@ def _wait_until_whole(control: Control) -> None:
 
 
 def test_the_fleet_outlives_its_head_node(smollm2: LocalModel, minilm: LocalModel, tmp_path: Path) -> None:
-    ports = [_free_port() for _ in range(6)]
+    ports = free_ports(6)
     redis_port, gcs_port, dashboard_port, http_port, grpc_port, worker_port = ports
     settings = Settings(
         port=grpc_port,
@@ -102,9 +97,9 @@ def test_the_fleet_outlives_its_head_node(smollm2: LocalModel, minilm: LocalMode
     ray += ["--node-ip-address", "127.0.0.1"]
     head_command = [*ray, "--head", "--port", str(gcs_port), "--num-cpus", "0"]
     head_command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-    head_command += ["--dashboard-agent-listen-port", str(_free_port())]
+    head_command += ["--dashboard-agent-listen-port", str(free_ports(1)[0])]
     worker_command = [*ray, "--address", f"127.0.0.1:{gcs_port}", "--num-cpus", "4"]
-    worker_command += ["--dashboard-agent-listen-port", str(_free_port())]
+    worker_command += ["--dashboard-agent-listen-port", str(free_ports(1)[0])]
     # Those that KubeRay sets from gcsFaultToleranceOptions.
     variables = {
         **environment(settings),
@@ -113,7 +108,7 @@ def test_the_fleet_outlives_its_head_node(smollm2: LocalModel, minilm: LocalMode
         "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         # Both proxies are on one machine here.
         "RAY_SERVE_WORKER_PROXY_GRPC_PORT": str(worker_port),
-        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_ports(1)[0]),
     }
     redis_command = [str(_REDIS), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
     # Short, because sockets lie there.
