@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from argosy_services.adapters.types import AdapterRecord, AdapterState, Failure
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.gate import Gate
 
+from ..serving import serving
+
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
 Stub = Any
@@ -37,14 +40,9 @@ def gate() -> Gate:
 
 @pytest.fixture
 async def stub(service: AdaptersService, gate: Gate) -> AsyncIterator[Stub]:
-    server = grpc.aio.server()
-    servicer = AdaptersServicer(service, gate, Authenticator())
-    adapters_service_pb2_grpc.add_AdaptersServiceServicer_to_server(servicer, server)  # type: ignore[arg-type]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    servicer: Any = AdaptersServicer(service, gate, Authenticator())
+    async with serving(partial(adapters_service_pb2_grpc.add_AdaptersServiceServicer_to_server, servicer)) as channel:
         yield adapters_service_pb2_grpc.AdaptersServiceStub(channel)
-    await server.stop(0)
 
 
 def why(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:

@@ -23,6 +23,7 @@ from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.dispatch import MethodTable
 from argosy_services.rpc.gate import Gate
 
+from ..serving import serving
 from .scripted import MODEL, ScriptedModel, action, agents, answer
 
 if TYPE_CHECKING:
@@ -64,13 +65,8 @@ async def stub(stage: Stage) -> AsyncIterator[Stub]:
     gate.open()
     methods = MethodTable(gate, auth)
     agents_service_pb2_grpc.add_AgentsServiceServicer_to_server(AgentsServicer(stage.service, gate, auth), methods)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((methods,))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with serving(lambda server: server.add_generic_rpc_handlers((methods,))) as channel:
         yield agents_service_pb2_grpc.AgentsServiceStub(channel)
-    await server.stop(grace=None)
 
 
 async def run(stub: Stub, spec: agent_pb2.AgentSpec) -> list[RunAgentResponse]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
 import numpy as np
@@ -17,6 +18,7 @@ from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.gate import Gate
 
+from ..serving import serving
 from .adapted import running
 
 TEXTS = ["A ship.", "", "A longer text about a ship at sea. " * 30]
@@ -27,13 +29,9 @@ async def stub(encoder: Encoder) -> AsyncIterator[pb_grpc.EmbeddingsServiceAsync
     with running(encoder) as (service, _, _):
         gate = Gate()
         gate.open()
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 << 20)])
-        pb_grpc.add_EmbeddingsServiceServicer_to_server(EmbeddingsServicer(service, gate, Authenticator()), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        servicer = EmbeddingsServicer(service, gate, Authenticator())
+        async with serving(partial(pb_grpc.add_EmbeddingsServiceServicer_to_server, servicer)) as channel:
             yield pb_grpc.EmbeddingsServiceStub(channel)
-        await server.stop(None)
 
 
 async def test_floats_and_packed_bytes_are_the_same_vectors(

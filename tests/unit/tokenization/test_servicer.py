@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
 import pytest
@@ -18,6 +19,8 @@ from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.service import TokenizationService
 from argosy_services.tokenization.servicer import TokenizationServicer
 
+from ..serving import serving
+
 CHAT = chat_pb2.ChatPrompt(messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="Hello")])
 
 
@@ -26,13 +29,9 @@ async def stub(byte_level: Tokenizer, word_piece: Tokenizer) -> AsyncIterator[pb
     service = TokenizationService([byte_level, word_piece], default=byte_level.model)
     gate = Gate()
     gate.open()
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 << 20)])
-    pb_grpc.add_TokenizationServiceServicer_to_server(TokenizationServicer(service, gate, Authenticator()), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    servicer = TokenizationServicer(service, gate, Authenticator())
+    async with serving(partial(pb_grpc.add_TokenizationServiceServicer_to_server, servicer)) as channel:
         yield pb_grpc.TokenizationServiceStub(channel)
-    await server.stop(None)
     service.close()
 
 
