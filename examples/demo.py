@@ -108,8 +108,8 @@ def tokenization(client: argosy.Client) -> None:
     encoding = client.tokenization.encode(text, byte_spans=True)
     raw = text.encode()
     # A character that was cut into several tokens gives each of them its whole place: shown once.
-    places = dict.fromkeys(encoding.byte_spans)
-    pieces = [raw[start:end].decode() for start, end in places]
+    ends = sorted({end for _, end in encoding.byte_spans})
+    pieces = [raw[start:end].decode() for start, end in itertools.pairwise([0, *ends])]
     colours = ("black on cyan", "black on yellow", "black on green", "black on magenta")
     console.print(
         "".join(f"[{colours[index % 4]}]{escape(piece)}[/]" for index, piece in enumerate(pieces)),
