@@ -45,8 +45,8 @@ class EngineBridge:
         self.engine.close()
 
     def run(self, deadline: float | None = None, *, interval_s: float = 0.0) -> Run:
-        """A new run, to be used as a context manager. At `deadline` it fails with DEADLINE_EXCEEDED; news come at most
-        every `interval_s`, except for the first and the last.
+        """A new run, to be used as a context manager. At `deadline` it fails with DEADLINE_EXCEEDED; the first and the
+        last news come at once, those between them at ticks of `interval_s`.
         """
         return Run(self, deadline, interval_s)
 
@@ -167,7 +167,7 @@ class Run:
                 raise self._error
             self._news.set()
         outputs, self._inbox = self._inbox, []
-        self._due = time.monotonic() + self._interval_s
+        self._due = _next_tick(time.monotonic(), self._interval_s)
         return outputs
 
     def _tell(self, now: float) -> None:
@@ -195,6 +195,11 @@ class Run:
     def _end(self, request_id: str, finish: Finish | None) -> None:
         self._running.discard(request_id)
         self.progress[request_id].end(finish)
+
+
+def _next_tick(now: float, interval_s: float) -> float:
+    """When news come again. All runs share the ticks: between them the engine has the cores for itself."""
+    return now if not interval_s else (now // interval_s + 1) * interval_s
 
 
 def _engine_failed() -> ArgosyError:

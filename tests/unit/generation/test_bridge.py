@@ -63,6 +63,32 @@ async def test_every_run_gets_its_own_outputs_in_their_order() -> None:
     assert engine.fault is None
 
 
+async def test_news_of_all_runs_come_at_the_same_ticks() -> None:
+    interval_s = 0.2
+    _, bridge = make(step_s=0.01)
+    bridge.start()
+
+    async def one(number: int) -> list[float]:
+        """When the news came, the first and the last aside, which come at once."""
+        await asyncio.sleep(0.03 * number)
+        came: list[float] = []
+        with bridge.run(interval_s=interval_s) as run:
+            run.submit(request(f"{number}", *range(60)))
+            finished = False
+            while not finished:
+                outputs = await run.next()
+                came.append(time.monotonic())
+                finished = outputs[-1].finish is not None
+        return came[1:-1]
+
+    runs = await asyncio.gather(*(one(number) for number in range(4)))
+    bridge.close()
+    for came in runs:
+        assert 1 <= len(came) <= 60 * 0.02 / interval_s + 2
+        for moment in came:
+            assert moment % interval_s < 0.1
+
+
 async def test_a_step_crosses_in_one_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, bridge = make()
     bridge.start()
