@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from argosy._version import __version__
-from argosy_services import logs, metrics, metrics_page, tracing
+from argosy_services import logs, metrics, metrics_page, process, tracing
 from argosy_services.errors import ArgosyError
 from argosy_services.health import Health
 from argosy_services.models.errors import ModelStoreError
@@ -56,14 +56,13 @@ Build = Callable[[Settings], Fleet]
 
 def build_all(settings: Settings) -> Fleet:
     """Loads everything that the settings name."""
-    # How often an idle thread of a step looks again before it sleeps. By default it does so for milliseconds, which
-    # steals the time of others where cores are few; not at all makes each of a step's many products wait for a wake-up.
-    # GNU's OpenMP reads this once, when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    process.begin()
     # Imports torch, which takes longer than anything else before the port answers.
     from argosy_services.bootstrap import build
 
-    return build(settings)
+    fleet = build(settings)
+    process.loaded()
+    return fleet
 
 
 class StartupError(Exception):

@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
-from argosy_services import metrics, tracing
+from argosy_services import tracing
 from argosy_services.adapters.servicer import AdaptersServicer
 from argosy_services.agents.servicer import AgentsServicer
 from argosy_services.bootstrap import (
@@ -78,7 +78,7 @@ class TokenizationDeployment(TokenizationServicer):
         models = (language_model(replica.settings), sentence_model(replica.settings))
         tokenizers = await asyncio.to_thread(lambda: [Tokenizer.load(model) for model in models])
         super().__init__(make_tokenization(tokenizers), replica.gate, replica.auth)
-        metrics.READY.set(1)
+        replica.ready()
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
@@ -102,7 +102,7 @@ class EmbeddingsDeployment(EmbeddingsServicer, AdapterReplica):
         watch_encoder(model, self._encoders, tiers)
         await self._begin_adapters(model, tiers)
         super().__init__(self._embeddings, replica.gate, replica.auth)
-        metrics.READY.set(1)
+        replica.ready()
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
@@ -150,7 +150,7 @@ class AdaptersDeployment(AdaptersServicer):
         for wanted, directory in self._adapters.kept():
             self._residences[wanted.base_model].known[wanted.key] = KnownAdapter(str(directory), wanted.pinned)
         super().__init__(self._adapters, replica.gate, replica.auth)
-        metrics.READY.set(1)
+        replica.ready()
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
@@ -199,7 +199,7 @@ class EngineDeployment(AdapterReplica):
         watch_engine(self._model.name, engine)
         watch_tiers(self._model.name, tiers)
         await self._begin_adapters(self._model.name, tiers)
-        metrics.READY.set(1)
+        replica.ready()
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
@@ -278,7 +278,7 @@ class GenerationDeployment(GenerationServicer):
         )
         self._generation.start()
         super().__init__(self._generation, replica.gate, replica.auth)
-        metrics.READY.set(1)
+        replica.ready()
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
@@ -327,7 +327,7 @@ class AgentsDeployment(AgentsServicer):
         self._agents = make_agents(replica.settings, generation, self._database, HandleEmbedder())
         await self._agents.start()
         super().__init__(self._agents, replica.gate, replica.auth)
-        metrics.READY.set(1)
+        replica.ready()
 
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ray import serve
 
 from argosy._version import __version__
-from argosy_services import logs, metrics, metrics_page, tracing
+from argosy_services import logs, metrics, metrics_page, process, tracing
 from argosy_services.cluster.ray_metrics import RayExporter
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.gate import Gate
@@ -24,8 +23,7 @@ class Replica:
 
     def __init__(self, given: Mapping[str, object]) -> None:
         """`given` are settings that go before those of the environment. Call it in the replica, once."""
-        # As in the embedded runtime; see embedded.py. Before anything imports torch.
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        process.begin()
         self._given = given
         self.reconfigure({})
         self.auth = Authenticator.of(self.settings)
@@ -37,6 +35,11 @@ class Replica:
         self._exporter = RayExporter(vllm_names=self.settings.metrics.vllm_names)
         self._exporter.start()
         self._target = _publish_metrics(self.settings)
+
+    def ready(self) -> None:
+        """Everything is loaded."""
+        process.loaded()
+        metrics.READY.set(1)
 
     def reconfigure(self, live: Mapping[str, object]) -> Settings:
         """Takes over settings while it runs; returns all that are now in force."""
