@@ -84,7 +84,7 @@ class Carrier:
             await life.until_turn()
             self._move(life, AdapterState.FETCHING)
             weights = await self._kept_before(life)
-            directory = await self._files(life)
+            directory = await self._do(lambda: self._files(life))
             life.check_wanted()
             self._move(life, AdapterState.VALIDATING)
             weights = weights or await life.residence.read(directory)
@@ -114,18 +114,18 @@ class Carrier:
         await self._do(lambda: self._kept().remove(number))
         return None
 
-    async def _files(self, life: Life) -> Path:
-        """A directory of this machine that holds the adapter's files for as long as it is wanted."""
+    def _files(self, life: Life) -> Path:
+        """A directory of this machine that holds the adapter's files for as long as it is wanted. Blocks."""
         kept, number = self._kept(), life.wanted.number
-        if await self._do(kept.path(number).exists):
+        if kept.path(number).exists():
             return kept.path(number)
-        staging = await self._do(self._cache.new_directory)
+        staging = self._cache.new_directory()
         try:
-            await self._do(lambda: self.sources.fetch(life.wanted.source, staging, life.cancelled))
+            self.sources.fetch(life.wanted.source, staging, life.cancelled)
         except BaseException:
-            await self._do(lambda: self._cache.remove(staging))
+            self._cache.remove(staging)
             raise
-        return await self._do(lambda: kept.keep(staging, number))
+        return kept.keep(staging, number)
 
     async def _settle(self, life: Life, version: str) -> None:
         """Agrees with the other replicas on which version this is."""

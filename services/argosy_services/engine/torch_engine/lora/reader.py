@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,8 @@ def read_peft_adapter(
     for path, (a, b) in pairs.items():
         _check_shapes(path, a, b, shapes, config.rank(path))
     modules: dict[str, LoraPair] = {}
-    for paths in _alike(pairs):
-        modules |= _load(paths, pairs, data, [config.scaling(path) for path in paths], dtype)
+    for scaling, paths in _alike(pairs, config.scaling):
+        modules |= _load(paths, pairs, data, scaling, dtype)
     digest = hashlib.sha256(config_data)
     digest.update(data)
     return LoraWeights(
@@ -184,13 +184,16 @@ def _check_shapes(
         )
 
 
-def _alike(pairs: Mapping[str, tuple[StoredTensor, StoredTensor]]) -> Iterable[list[str]]:
-    """The modules in groups whose factors have the same types and shapes: a few large operations take a fraction of the
-    time of many small ones, above all beside an engine at work, for whose threads each of them waits.
+def _alike(
+    pairs: Mapping[str, tuple[StoredTensor, StoredTensor]], scaling: Callable[[str], float]
+) -> Iterable[tuple[float, list[str]]]:
+    """The modules in groups with one scaling whose factors have the same types and shapes: a few large operations take
+    a fraction of the time of many small ones, above all beside an engine at work, for whose threads each of them waits.
     """
-    groups: dict[tuple[object, ...], list[str]] = {}
+    groups: dict[tuple[object, ...], tuple[float, list[str]]] = {}
     for path, (a, b) in pairs.items():
-        groups.setdefault((a.dtype, a.shape, b.dtype, b.shape), []).append(path)
+        factor = scaling(path)
+        groups.setdefault((factor, a.dtype, a.shape, b.dtype, b.shape), (factor, []))[1].append(path)
     return groups.values()
 
 
@@ -198,13 +201,14 @@ def _load(
     paths: Items[str],
     pairs: Mapping[str, tuple[StoredTensor, StoredTensor]],
     data: bytearray,
-    scalings: Items[float],
+    scaling: float,
     dtype: torch.dtype,
 ) -> dict[str, LoraPair]:
     """The factors of modules that are alike, by path."""
     down, up = (load_alike([pairs[path][factor] for path in paths], data) for factor in (0, 1))
     down = down.to(dtype)
-    up = (up.to(torch.float32) * torch.tensor(scalings, dtype=torch.float32)[:, None, None]).to(dtype)
+    # Rounded once, to what is served.
+    up = up.to(torch.promote_types(up.dtype, dtype)).mul_(scaling).to(dtype)
     for name, factors in (("A", down), ("B", up)):
         _check_finite(name, factors, paths)
     return {path: LoraPair(a, b) for path, a, b in zip(paths, down, up, strict=True)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 
 from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
@@ -15,7 +16,7 @@ from argosy_services.engine.torch_engine.native.emit import LANES
 from argosy_services.engine.torch_engine.native.gemm import FORMATS
 from argosy_services.engine.torch_engine.native.layout import AdapterField
 from argosy_services.engine.torch_engine.native.lora import HEIGHT, POINTERS
-from argosy_services.engine.torch_engine.native.packing import narrow
+from argosy_services.engine.torch_engine.native.narrowing import Narrower
 from argosy_services.engine.torch_engine.step import Work
 
 
@@ -42,7 +43,7 @@ class NativeAdapters:
         of the base's weights: the factors have that of their inputs.
         """
         self._limit = limit
-        self._form = FORMATS[form].inputs
+        self._lay = Narrower() if FORMATS[form].inputs == "int8" else _exact
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))
@@ -61,7 +62,7 @@ class NativeAdapters:
         place = 0
         for modules in self._alike(weights):
             pairs = [weights.modules[self._modules[index]] for index in modules]
-            for field, factors in zip(POINTERS, _pack(pairs, self._form), strict=True):
+            for field, factors in zip(POINTERS, self._pack(pairs), strict=True):
                 entries[modules, field] = place + np.arange(len(modules)) * (factors.numel() // len(modules))
                 place += factors.numel()
                 parts.append(factors)
@@ -77,6 +78,16 @@ class NativeAdapters:
             if (pair := weights.modules.get(path)) is not None:
                 kinds.setdefault((pair.a.shape, pair.b.shape), []).append(index)
         return list(kinds.values())
+
+    def _pack(self, pairs: Sequence[LoraPair]) -> list[torch.Tensor]:
+        """Both factors of modules with the same shapes, and their scales, as bytes: of each all modules in a row,
+        because many small tensors take longer than a few large ones. The rank is rounded up to whole vectors.
+        """
+        (rank, size), outputs = pairs[0].a.shape, pairs[0].b.shape[0]
+        rank = _whole_vectors(rank)
+        matrices = _stack([pair.a for pair in pairs], rank, size), _stack([pair.b for pair in pairs], outputs, rank)
+        laid = [self._lay(matrix) for matrix in matrices]
+        return [part.flatten().view(torch.uint8) for parts in zip(*laid, strict=True) for part in parts]
 
     def put(self, key: str, adapter: PackedAdapter) -> None:
         """Takes a slot. Raises ADAPTER_SLOTS_FULL."""
@@ -117,28 +128,19 @@ def _runs(work: Sequence[Work]) -> list[tuple[str | None, int]]:
     return runs
 
 
-def _pack(pairs: Sequence[LoraPair], form: str) -> list[torch.Tensor]:
-    """Both factors of modules with the same shapes, and their scales, as bytes: of each all modules in a row, because
-    many small tensors take longer than a few large ones. The rank is rounded up to whole vectors.
-    """
-    rank, size = pairs[0].a.shape
-    outputs = pairs[0].b.shape[0]
-    down = pairs[0].a.new_zeros(len(pairs), _whole_vectors(rank), size)
-    down[:, :rank] = torch.stack([pair.a for pair in pairs])
-    up = pairs[0].b.new_zeros(len(pairs), outputs, _whole_vectors(rank))
-    up[:, :, :rank] = torch.stack([pair.b for pair in pairs])
-    narrowed = [narrow(factor.flatten(0, 1), form) for factor in (down, up)]
-    lanes = [_lanes(factors.view(whole.shape)) for whole, (factors, _) in zip((down, up), narrowed, strict=True)]
-    return [*lanes, *(scales.float().view(torch.uint8) for _, scales in narrowed)]
-
-
 def _whole_vectors(rank: int) -> int:
     return -(-rank // LANES) * LANES
 
 
-def _lanes(factors: torch.Tensor) -> torch.Tensor:
-    """`[modules, out, in]` with the outputs in lanes, as bytes."""
-    together = 4 // factors.itemsize
-    modules, outputs, size = factors.shape
-    lanes = factors.view(modules, outputs // LANES, LANES, size // together, together)
-    return lanes.permute(0, 1, 3, 2, 4).contiguous().flatten().view(torch.uint8)
+def _stack(factors: Sequence[torch.Tensor], outputs: int, size: int) -> torch.Tensor:
+    """Of factors with the same shapes one matrix `[factors x outputs, size]`, with zeros for what they lack."""
+    together = torch.stack(list(factors))
+    missing = (size - together.shape[2], outputs - together.shape[1])
+    return pad(together, (0, missing[0], 0, missing[1])).flatten(0, 1)
+
+
+def _exact(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix `[out, in]` with its outputs in lanes, and the scales that it does not need."""
+    outputs, size = matrix.shape
+    words = matrix.view(torch.int32).view(outputs // LANES, LANES, size * matrix.itemsize // 4)
+    return words.transpose(1, 2).contiguous(), torch.ones(outputs)
