@@ -7,12 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 import argosy
 from argosy_services.testing import Collector, ReceivedSpan, RunningFleet, RunningServer
+
+from ..unit.embeddings.adapted import write_adapter
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -126,6 +129,20 @@ def test_traces_hold_no_text(client: argosy.Client, collector: Collector) -> Non
     assert len([span for span in spans if span.parent_id == f"{CALLER:016x}"]) == 5
     assert {"queue", "compute", "tokenize", "prefill"} <= {span.name for span in spans}
     assert "swordfish" not in str([(span.name, span.attributes, span.events) for span in spans])
+
+
+def test_texts_that_wait_for_an_adapter_say_so(client: argosy.Client, collector: Collector, adapter_root: Path) -> None:
+    client.adapters.load("traced", write_adapter(adapter_root / "traced", 0), base_model="all-minilm-l6-v2")
+    try:
+        with caller(0xADA) as trace_id:
+            client.embeddings.embed(["A ship at sea."], adapter="traced")
+    finally:
+        client.adapters.unload("traced")
+    spans = trace_of(collector, trace_id, last="argosy.api.embeddings.v1.EmbeddingsService/Embed")
+    (wait,) = [span for span in spans if span.name == "wait for adapter"]
+    (tokenize,) = [span for span in spans if span.name == "tokenize"]
+    assert wait.attributes["argosy.adapter"] == "traced"
+    assert wait.end <= tokenize.start
 
 
 def test_callers_decide_whether_their_calls_are_traced(client: argosy.Client, collector: Collector) -> None:

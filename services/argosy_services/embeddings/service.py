@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 import numpy as np
@@ -109,15 +109,16 @@ class EmbeddingsService:
         _check(texts, served.info, dimensions, tokenizer_fingerprint)
         async with self._using(served, adapter, adapter_sticky_key) as (encoder, lease):
             with self._batcher.admit(len(texts)) as job:
+                begun = time.monotonic()
                 with tracing.span("tokenize", {"argosy.texts": len(texts)}):
                     encodings = await _tokenize(served, texts)
-                tokenized = time.monotonic()
+                tokenization_s = time.monotonic() - begun
                 if not truncate:
                     _check_lengths(encodings, served.info)
                 vectors = await job.run(encoder, [encoding.ids for encoding in encodings])
         if (trace := tracing.here()) is not None:
             _record(trace, served.info.name, job, sum(len(encoding.ids) for encoding in encodings))
-        _count(served.info.name, lease, tenant, job, tokenized - arrived)
+        _count(served.info.name, lease, tenant, job, tokenization_s)
         vectors = vectors[:, :dimensions]
         if served.info.normalizes if normalize is None else normalize:
             vectors = _normalized(vectors)
@@ -126,7 +127,7 @@ class EmbeddingsService:
             vectors=vectors,
             tokens=[len(encoding.ids) for encoding in encodings],
             truncated=[encoding.truncated_tokens > 0 for encoding in encodings],
-            timings=StageTimings(tokenized - arrived, job.queue_s, job.compute_s, time.monotonic() - arrived),
+            timings=StageTimings(tokenization_s, job.queue_s, job.compute_s, time.monotonic() - arrived),
             adapter=lease.name if lease else "",
             adapter_version=lease.version if lease else "",
         )
@@ -142,10 +143,12 @@ class EmbeddingsService:
         loop, scope = asyncio.get_running_loop(), asyncio.timeout(None)
         leasing = self._leases.lease(adapter, lambda: scope.reschedule(loop.time()), sticky_key)
         try:
-            async with scope, leasing as lease:
-                lease.check_base(served.info.name)
-                async with self._adapted.hold(lease.key) as encoder:
-                    yield encoder, lease
+            async with scope, AsyncExitStack() as held:
+                with tracing.span("wait for adapter", {"argosy.adapter": adapter}):
+                    lease = await held.enter_async_context(leasing)
+                    lease.check_base(served.info.name)
+                    encoder = await held.enter_async_context(self._adapted.hold(lease.key))
+                yield encoder, lease
         except TimeoutError:
             if not scope.expired():
                 raise
