@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from soak_requests import LAYERS, MODEL, SHAPES
 
 import argosy
-from argosy_services import logs
+from argosy_services import logs, process
 from argosy_services.bootstrap import Fleet
 from argosy_services.engine.base import StepOutput
 from argosy_services.settings import AdapterSettings, GenerationSettings, Settings
@@ -102,6 +102,7 @@ async def serve(root: Path) -> None:
             hand_on(outputs)
 
         loop._on_step = note
+        process.loaded()
         print(address, flush=True)
         await asyncio.to_thread(sys.stdin.read)
         (root / "times.json").write_text(json.dumps(times))
@@ -134,6 +135,7 @@ class Server:
         self._root = root
 
     async def __aenter__(self) -> argosy.AsyncClient:
+        process.begin()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, __file__, "serve", str(self._root)), stdin=PIPE, stdout=PIPE
         )
@@ -200,9 +202,11 @@ async def load(rounds: int, root: Path) -> None:
         took = sorted((end - start) * 1000 for start, end in spans)
         print(f"{name}: median {statistics.median(took):.0f} ms, most {took[-1]:.0f} ms, {len(took)} loads")
     print(f"a step: {step * 1000:.1f} ms")
-    for name, windows in {"no loads": [quiet], "loads": beside}.items():
-        steps = np.array(gaps(times, windows)) / step
-        print(f"gaps of streams, {name}: 99 % {np.quantile(steps, 0.99):.2f} steps, longest {steps.max():.2f} steps")
+    took = statistics.median(end - start for start, end in beside)
+    idle = [(start, start + took) for start in np.arange(quiet[0], quiet[1] - took, took)]
+    for name, windows in {"as long without one": idle, "a load": beside}.items():
+        longest = [max(gaps(times, [window])) / step for window in windows]
+        print(f"longest gap in {name}: median {statistics.median(longest):.2f} steps, most {max(longest):.2f} steps")
     plot(times, quiet, beside, step)
 
 
