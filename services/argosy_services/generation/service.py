@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
@@ -209,10 +210,24 @@ class GenerationService:
         if not adapter:
             yield None
             return
+        loop, waiting = asyncio.get_running_loop(), asyncio.timeout(None)
+        lease: Lease | None = None
+
+        def revoke() -> None:
+            run.fail(adapter_left(adapter))
+            if lease is None:
+                waiting.reschedule(loop.time())
+
         async with AsyncExitStack() as held:
             with tracing.span("wait for adapter", {"argosy.adapter": adapter}), account.waiting_for_adapter():
-                taking = self._leases.lease(adapter, lambda: run.fail(adapter_left(adapter)), sticky_key)
-                lease = await held.enter_async_context(taking)
+                taking = self._leases.lease(adapter, revoke, sticky_key)
+                try:
+                    async with waiting:
+                        lease = await held.enter_async_context(taking)
+                except TimeoutError:
+                    if not waiting.expired():
+                        raise
+                    raise adapter_left(adapter) from None
             lease.check_base(account.model)
             account.leased(lease)
             yield lease

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -197,8 +198,9 @@ def logprob_of(token_id: int) -> TokenLogprobs:
 
 @dataclass
 class ScriptedLeases:
-    """One adapter, "pirate"; counts who holds it."""
+    """One adapter, "pirate"; counts who holds it. While `coming` is set it is in no slot, and who wants it waits."""
 
+    coming: bool = False
     held: int = 0
     given: int = 0
     revoke: Callable[[], None] | None = None
@@ -216,6 +218,8 @@ class ScriptedLeases:
         self.given += 1
         self.revoke = on_revoke
         try:
+            if self.coming:
+                await asyncio.get_running_loop().create_future()
             yield Lease(name="pirate", key="key-of-pirate", version="v1", base_model="smollm2-135m-instruct")
         finally:
             self.held -= 1

@@ -379,6 +379,17 @@ class TestEnds:
         assert gone.value.reason is Reason.ADAPTER_NOT_READY
         assert gone.value.metadata == {"adapter": "pirate", "state": "draining"}
 
+    async def test_the_adapter_is_taken_away_before_it_is_there(self, stage: Stage) -> None:
+        stage.leases.coming = True
+        task = asyncio.create_task(stage.service.generate(LEASED, request_id="r"))
+        await eventually(lambda: stage.leases.held == 1)
+        assert stage.leases.revoke is not None
+        stage.leases.revoke()
+        with pytest.raises(ArgosyError) as gone:
+            await task
+        assert gone.value.reason is Reason.ADAPTER_NOT_READY
+        assert not stage.engine.submitted
+
     async def test_one_choice_fails(self, stage: Stage) -> None:
         fault = ArgosyError(Reason.ENGINE_FAILED, "it broke")
         stage.says(LONG, LONG)
