@@ -131,8 +131,16 @@ def test_traces_hold_no_text(client: argosy.Client, collector: Collector) -> Non
     assert "swordfish" not in str([(span.name, span.attributes, span.events) for span in spans])
 
 
-def test_texts_that_wait_for_an_adapter_say_so(client: argosy.Client, collector: Collector, adapter_root: Path) -> None:
-    client.adapters.load("traced", write_adapter(adapter_root / "traced", 0), base_model="all-minilm-l6-v2")
+@pytest.fixture(scope="session")
+def sentence_adapter(adapter_root: Path) -> Path:
+    """An adapter of the embedding model; written once for all runtimes."""
+    return write_adapter(adapter_root / "traced", 0)
+
+
+def test_texts_that_wait_for_an_adapter_say_so(
+    client: argosy.Client, collector: Collector, sentence_adapter: Path
+) -> None:
+    client.adapters.load("traced", sentence_adapter, base_model="all-minilm-l6-v2")
     try:
         with caller(0xADA) as trace_id:
             client.embeddings.embed(["A ship at sea."], adapter="traced")
