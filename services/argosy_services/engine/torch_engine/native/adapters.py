@@ -17,6 +17,7 @@ from argosy_services.engine.torch_engine.native.gemm import FORMATS
 from argosy_services.engine.torch_engine.native.layout import AdapterField
 from argosy_services.engine.torch_engine.native.lora import HEIGHT, POINTERS
 from argosy_services.engine.torch_engine.native.narrowing import Narrower
+from argosy_services.engine.torch_engine.native.packing import lanes
 from argosy_services.engine.torch_engine.step import Work
 
 
@@ -141,6 +142,4 @@ def _stack(factors: Sequence[torch.Tensor], outputs: int, size: int) -> torch.Te
 
 def _exact(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A matrix `[out, in]` with its outputs in lanes, and the scales that it does not need."""
-    outputs, size = matrix.shape
-    words = matrix.view(torch.int32).view(outputs // LANES, LANES, size * matrix.itemsize // 4)
-    return words.transpose(1, 2).contiguous(), torch.ones(outputs)
+    return lanes(matrix, 1, 4 // matrix.itemsize), torch.ones(len(matrix))

@@ -80,7 +80,7 @@ def pack(linear: Linear, form: str, shelf: Shelf) -> Packed:
         packed = _pack_halves(_whole_chunks(linear.weight, columns), vectors)
     else:
         weight, padded[:outputs] = narrow(linear.weight, form)
-        packed = _lanes(_whole_chunks(weight, columns), vectors, 4 // weight.itemsize)
+        packed = lanes(_whole_chunks(weight, columns), vectors, 4 // weight.itemsize)
     return Packed(form, shelf.keep(packed.flatten().view(torch.uint8)), padded, bias, chunks, size)
 
 
@@ -89,19 +89,19 @@ def _whole_chunks(weight: torch.Tensor, columns: int) -> torch.Tensor:
     return weight if outputs == columns else torch.cat((weight, weight.new_zeros(columns - outputs, size)))
 
 
-def _lanes(weight: torch.Tensor, vectors: int, together: int) -> torch.Tensor:
+def lanes(weight: torch.Tensor, vectors: int, together: int) -> torch.Tensor:
     """`[columns, n]` as `[chunks, n / together, vectors, 16, together]`."""
-    lanes = weight.view(-1, vectors, LANES, weight.shape[1] // together, together)
-    return lanes.permute(0, 3, 1, 2, 4).contiguous()
+    parts = weight.view(-1, vectors, LANES, weight.shape[1] // together, together)
+    return parts.permute(0, 3, 1, 2, 4).contiguous()
 
 
 def _pack_halves(weight: torch.Tensor, vectors: int) -> torch.Tensor:
     """Groups as `gemm.Int4` reads them, uint8 `[chunks, groups, bytes]`."""
     levels, scales = halve(weight)
     first, second = levels.unflatten(1, (-1, 2, 4)).unbind(2)
-    halves = _lanes((first | second << 4).flatten(1), vectors, 4)
+    halves = lanes((first | second << 4).flatten(1), vectors, 4)
     chunks, groups = len(halves), weight.shape[1] // GROUP
-    parts = (_lanes(scales, vectors, 1).view(torch.uint8), halves)
+    parts = (lanes(scales, vectors, 1).view(torch.uint8), halves)
     return torch.cat([part.reshape(chunks, groups, -1) for part in parts], dim=2)
 
 
