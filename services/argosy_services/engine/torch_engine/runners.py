@@ -98,14 +98,17 @@ def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSett
     if form is not None:
         from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
         from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
+        from argosy_services.engine.torch_engine.native.gemm import format_of
+        from argosy_services.engine.torch_engine.native.processor import host
         from argosy_services.engine.torch_engine.native.runner import NativeRunner
 
-        native_adapters = NativeAdapters(settings.max_adapters, list(adaptable(config)), form)
+        native_form = format_of(form, host())
+        native_adapters = NativeAdapters(settings.max_adapters, list(adaptable(config)), native_form)
         decoder = NativeDecoder(
             config,
             weights,
             native_adapters,
-            form=form,
+            form=native_form,
             max_positions=positions,
             max_rows=settings.max_step_tokens,
             slots=slots,
@@ -185,11 +188,11 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
     wanted = settings.quantization
     reason = _obstacle(config, settings)
     form = "int8" if wanted == "auto" and settings.dtype == "auto" else wanted
-    if reason is None and form in QUANTIZED and not _has_wide_vectors():
+    if reason is None and form in QUANTIZED and not _reduces():
         if wanted == "auto":
             form = "none"
         else:
-            reason = "this processor lacks the AVX-512 VNNI and bfloat16 instructions"
+            reason = "this processor lacks the AVX2 and FMA instructions"
     if reason is not None:
         if wanted in QUANTIZED:
             raise UnsupportedModelError(f"generation.quantization {wanted} needs the native kernels, but {reason}")
@@ -199,7 +202,7 @@ def native_format(config: DecoderConfig, settings: GenerationSettings) -> str | 
         return form
     dtype = compute_dtype(settings.dtype)
     if dtype is torch.bfloat16:
-        return "bfloat16" if _has_wide_vectors() else None
+        return "bfloat16" if _reduces() else None
     return "float32"
 
 
@@ -229,7 +232,8 @@ def _obstacle(config: DecoderConfig, settings: GenerationSettings) -> str | None
     return obstacle(config, settings.block_tokens)
 
 
-def _has_wide_vectors() -> bool:
-    from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
+def _reduces() -> bool:
+    """Whether this processor computes reduced types in the native kernels."""
+    from argosy_services.engine.torch_engine.native.processor import host
 
-    return has_wide_vectors()
+    return host().reduced

@@ -6,17 +6,22 @@ import pytest
 import torch
 
 from argosy_services.engine.torch_engine.native import is_supported
-from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
 from argosy_services.engine.torch_engine.native.narrowing import Narrower
+from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512
 
-pytestmark = pytest.mark.skipif(
-    not (is_supported() and has_wide_vectors()), reason="int8 weights need Linux on x86-64 and AVX-512 VNNI"
+pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(kind, marks=pytest.mark.skipif(not kind.is_here, reason=f"this processor is not {kind.name}"))
+        for kind in (AVX512, AVX2)
+    ],
+    ids=lambda kind: kind.name,
 )
-
-
-@pytest.fixture(scope="module")
-def narrow() -> Narrower:
-    return Narrower()
+def narrow(request: pytest.FixtureRequest) -> Narrower:
+    return Narrower(request.param)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 576), (1536, 32), (32, 80)])

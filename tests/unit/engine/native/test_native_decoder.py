@@ -19,10 +19,11 @@ from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, Linear
 from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
-from argosy_services.engine.torch_engine.native.compile import has_wide_vectors
 from argosy_services.engine.torch_engine.native.decoder import NativeDecoder, obstacle
 from argosy_services.engine.torch_engine.native.four_bits import halve
+from argosy_services.engine.torch_engine.native.gemm import Format, format_of
 from argosy_services.engine.torch_engine.native.layout import GROUP, LEVELS
+from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, AVX512_BF16, X86_64
 from argosy_services.engine.torch_engine.native.runner import NativeRunner
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
@@ -31,11 +32,18 @@ pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for 
 
 BLOCK_TOKENS, BLOCKS, MAX_ROWS, VOCAB = 16, 40, 200, 150
 FORMS = [
-    "float32",
-    *(
-        pytest.param(form, marks=pytest.mark.skipif(not has_wide_vectors(), reason="this processor lacks AVX-512 VNNI"))
-        for form in ("bfloat16", "int8", "int4")
-    ),
+    pytest.param(
+        format_of(name, kind),
+        marks=pytest.mark.skipif(not kind.is_here, reason=f"this processor is not {kind.name}"),
+        id=f"{name} on {kind.name}",
+    )
+    for kind, names in (
+        (AVX512_BF16, ("float32", "bfloat16", "int8", "int4")),
+        (AVX512, ("bfloat16", "int8")),
+        (AVX2, ("float32", "bfloat16", "int8", "int4")),
+        (X86_64, ("float32",)),
+    )
+    for name in names
 ]
 # Largest difference of a logit from float32's; logits are some 2 in size. The reference for int4 has the weights that
 # its four bits stand for.
@@ -117,12 +125,17 @@ def random_adapter(config: DecoderConfig, rank: int, kind: torch.dtype) -> LoraW
     return LoraWeights("0" * 64, rank, ("q_proj",), 0, modules)
 
 
+def factor_type(form: Format) -> torch.dtype:
+    """Of adapters beside a format."""
+    return torch.float32 if form.name == "float32" else torch.bfloat16
+
+
 class Native:
     """A native runner with sequences whose blocks are given out in a scattered order."""
 
-    def __init__(self, config: DecoderConfig, form: str, threads: int = 2) -> None:
-        weights = random_weights(config, form)
-        kind = torch.float32 if form == "float32" else torch.bfloat16
+    def __init__(self, config: DecoderConfig, form: Format, threads: int = 2) -> None:
+        weights = random_weights(config, form.name)
+        kind = factor_type(form)
         embeddings = weights.embeddings.to(kind)
         self.adapters = NativeAdapters(2, list(adaptable(config)), form)
         self.runner = NativeRunner(
@@ -175,26 +188,26 @@ def all_at_once(made: list[Sequence]) -> list[list[Work]]:
 
 
 @pytest.fixture(params=FORMS)
-def form(request: pytest.FixtureRequest) -> str:
+def form(request: pytest.FixtureRequest) -> Format:
     return request.param
 
 
 @pytest.fixture
-def native(form: str) -> Iterator[Native]:
+def native(form: Format) -> Iterator[Native]:
     made = Native(PLAIN, form)
     yield made
     made.runner.close()
 
 
 def reference(
-    config: DecoderConfig, form: str, adapters: dict[str, LoraWeights], of: dict[str, str]
+    config: DecoderConfig, form: Format, adapters: dict[str, LoraWeights], of: dict[str, str]
 ) -> dict[str, torch.Tensor]:
     """Logits in float32 by torch's operators."""
     slots = AdapterSlots(2)
     for key, weights in adapters.items():
         slots.put(key, weights)
     pool = KvPool(config, BLOCKS, BLOCK_TOKENS, torch.float32, torch.device("cpu"))
-    runner = ModelRunner(Decoder(config, random_weights(config, form), config.max_positions), pool, slots)
+    runner = ModelRunner(Decoder(config, random_weights(config, form.name), config.max_positions), pool, slots)
     found: dict[str, torch.Tensor] = {}
     for work in all_at_once(sequences(of)):
         found |= last_logits(runner, work)
@@ -202,7 +215,7 @@ def reference(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_those_of_the_plain_decoder(name: str, form: str) -> None:
+def test_logits_are_those_of_the_plain_decoder(name: str, form: Format) -> None:
     config = CONFIGS[name]
     wanted = reference(config, form, {}, {})
     made = Native(config, form)
@@ -214,7 +227,9 @@ def test_logits_are_those_of_the_plain_decoder(name: str, form: str) -> None:
         made.runner.close()
     assert found.keys() == wanted.keys()
     for prompt, logits in wanted.items():
-        assert (found[prompt] - logits).abs().max() < TOLERANCE[form] * max(1.0, logits.abs().max().item() / 2), prompt
+        assert (found[prompt] - logits).abs().max() < TOLERANCE[form.name] * max(1.0, logits.abs().max().item() / 2), (
+            prompt
+        )
 
 
 def test_a_row_is_bit_for_bit_the_same_in_any_batch_and_cut(native: Native) -> None:
@@ -229,7 +244,7 @@ def test_a_row_is_bit_for_bit_the_same_in_any_batch_and_cut(native: Native) -> N
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_nothing(form: str, threads: int, native: Native) -> None:
+def test_the_number_of_threads_changes_nothing(form: Format, threads: int, native: Native) -> None:
     other = Native(PLAIN, form, threads)
     try:
         for work, again in zip(all_at_once(sequences()), all_at_once(sequences()), strict=True):
@@ -239,10 +254,10 @@ def test_the_number_of_threads_changes_nothing(form: str, threads: int, native: 
         other.runner.close()
 
 
-def test_adapters_change_their_own_rows_only(native: Native, form: str) -> None:
+def test_adapters_change_their_own_rows_only(native: Native, form: Format) -> None:
     of = {"p0": "wide", "p2": "narrow", "p3": "wide"}
     exact = {"wide": random_adapter(PLAIN, 20, torch.float32), "narrow": random_adapter(PLAIN, 8, torch.float32)}
-    kind = torch.float32 if form == "float32" else torch.bfloat16
+    kind = factor_type(form)
     for key, rank in (("wide", 20), ("narrow", 8)):
         native.adapters.put(key, native.adapters.prepare(random_adapter(PLAIN, rank, kind)))
     wanted, base = reference(PLAIN, form, exact, of), reference(PLAIN, form, {}, {})
@@ -250,14 +265,14 @@ def test_adapters_change_their_own_rows_only(native: Native, form: str) -> None:
     for work in all_at_once(sequences(of)):
         found |= last_logits(native.runner, work)
     for prompt, logits in wanted.items():
-        limit = 3 * TOLERANCE[form] * max(1.0, logits.abs().max().item() / 2)
+        limit = 3 * TOLERANCE[form.name] * max(1.0, logits.abs().max().item() / 2)
         assert (found[prompt] - logits).abs().max() < limit, prompt
         if prompt in of:
             assert (found[prompt] - base[prompt]).abs().max() > 2 * limit, "the adapter changes more than rounding does"
 
 
-def test_a_dropped_adapter_gives_its_slot_to_the_next_one(native: Native, form: str) -> None:
-    kind = torch.float32 if form == "float32" else torch.bfloat16
+def test_a_dropped_adapter_gives_its_slot_to_the_next_one(native: Native, form: Format) -> None:
+    kind = factor_type(form)
     first, second = (native.adapters.prepare(random_adapter(PLAIN, rank, kind)) for rank in (20, 8))
     native.adapters.put("second", second)
     (_, *rest) = all_at_once(sequences({"p4": "second"}))

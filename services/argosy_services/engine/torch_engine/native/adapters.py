@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
-from argosy_services.engine.torch_engine.native.gemm import FORMATS
+from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import AdapterField
 from argosy_services.engine.torch_engine.native.lora import HEIGHT, POINTERS
 from argosy_services.engine.torch_engine.native.narrowing import Narrower
@@ -39,12 +39,12 @@ class NativeAdapters:
 
     prepared = PackedAdapter
 
-    def __init__(self, limit: int, modules: Sequence[str], form: str) -> None:
+    def __init__(self, limit: int, modules: Sequence[str], form: Format) -> None:
         """`modules` are the paths that adapters may change, in the order of the kernel's numbers; `form` is the format
-        of the base's weights: the factors have that of their inputs.
+        of the base's weights.
         """
         self._limit = limit
-        self._lay = Narrower() if FORMATS[form].inputs == "int8" else _exact
+        self._lay = Narrower(form.processor) if form.companion == "int8" else _exact
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))

@@ -17,11 +17,8 @@ from llvmlite import ir
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.native.emit import (
-    BF16,
     F32,
     F32X,
-    HALVES,
-    I16,
     I32,
     I32X,
     I64,
@@ -29,6 +26,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     PTR,
     Body,
     Cell,
+    Module,
     Value,
 )
 from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Attend, Rotate, Step
@@ -99,7 +97,7 @@ class Heads:
         return 4 // self.width
 
 
-def emit_rotate(module: ir.Module, shape: Heads, *, normed: bool) -> None:
+def emit_rotate(module: Module, shape: Heads, *, normed: bool) -> None:
     """Writes `rotate`: one row of query, key and value to scaled queries and the cache; arguments `layout.Rotate`.
 
     Positions turn the halves of a head against each other (Su et al., 2021); with `normed` each head goes through
@@ -161,9 +159,11 @@ def emit_rotate(module: ir.Module, shape: Heads, *, normed: bool) -> None:
                 body.store(body.load(F32X, source, body.mul(index, 4)), line, body.mul(index, 4))
         else:
             line = body.at(line, body.mul(body.rem(lane, 2), 2))
-            with body.loop(0, shape.dim) as index:
-                value = body.builder.fptrunc(body.load(F32, source, body.mul(index, 4)), BF16)
-                body.store(body.builder.bitcast(value, I16), line, body.mul(index, 4))
+            with body.loop(0, shape.dim, LANES) as index:
+                narrow = body.to_bfloat(body.load(F32X, source, body.mul(index, 4)))
+                for number in range(LANES):
+                    value = body.builder.extract_element(narrow, ir.Constant(I32, number))
+                    body.store(value, line, body.mul(body.add(index, number), 4))
     body.end()
 
 
@@ -176,7 +176,7 @@ def _norm_factor(body: Body, source: Value, shape: Heads) -> Value:
     return body.splat(body.fdiv(ir.Constant(F32, 1.0), body.root(body.fadd(mean, ir.Constant(F32, shape.epsilon)))))
 
 
-def emit_attend(module: ir.Module, shape: Heads) -> None:
+def emit_attend(module: Module, shape: Heads) -> None:
     """Writes `attend`; its arguments are `layout.Attend`.
 
     A step's `TILES` are int64 groups of five: the first of a sequence's tiles in `TABLES`, the row and the position of
@@ -281,6 +281,17 @@ class _Attention:
         return [body.at(self.keys, body.mul(number, self.shape.stride)) for number in numbers]
 
     def _scores(self, rows: int, sources: list[Value], keys: list[Value], following: list[Value]) -> list[list[Value]]:
+        """Of each row, one vector for each tile. As many tiles at once as there are registers for."""
+        across = self.body.processor.vectors
+        parts = [
+            self._scores_of(rows, sources, keys[first : first + across], following[first : first + across])
+            for first in range(0, len(keys), across)
+        ]
+        return [[score for part in parts for score in part[row]] for row in range(rows)]
+
+    def _scores_of(
+        self, rows: int, sources: list[Value], keys: list[Value], following: list[Value]
+    ) -> list[list[Value]]:
         body, shape = self.body, self.shape
         cells = [[body.cell(F32X, body.number(0.0)) for _ in keys] for _ in range(rows)]
         with body.loop(0, shape.dim // shape.pair, _UNROLL) as start:
@@ -338,9 +349,9 @@ class _Attention:
             body.store(body.fmul(body.load(F32X, self.sums, place), factor), self.sums, place)
 
     def _add_values(self, rows: int) -> None:
-        """Adds the weighted values, 64 dimensions at a time."""
+        """Adds the weighted values, as many dimensions at a time as there are registers for."""
         body, shape = self.body, self.shape
-        wide = min(shape.dim, 64)
+        wide = min(shape.dim, body.processor.vectors * LANES)
         steps = TILE // shape.pair
         for part in range(0, shape.dim, wide):
             places = [[4 * (row * shape.dim + part + lane) for lane in range(0, wide, LANES)] for row in range(rows)]
@@ -370,7 +381,7 @@ class _Attention:
                     body.store(cell.get(), self.sums, place)
 
     def _line(self, pointer: Value, offset: Value) -> Value:
-        return self.body.load(HALVES if self.shape.width == 2 else F32X, pointer, offset, align=64)
+        return self.body.load(I32X if self.shape.width == 2 else F32X, pointer, offset, align=64)
 
     def _join_all(self, totals: list[Value], lines: list[Value], given: Value) -> list[Value]:
         body = self.body

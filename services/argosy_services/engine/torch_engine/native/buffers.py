@@ -8,19 +8,17 @@ import numpy as np
 import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
-from argosy_services.engine.torch_engine.native.layout import GROUP
+from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
 
 LOGIT_ROWS = 128
 """Rows of logits that are computed at once."""
-_TYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# Products write whole chunks of columns.
-_COLUMNS = 64
+_TYPES = {"int8": torch.int8, "int16": torch.int16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a product takes in: `values` `[rows, size]` in a format's type, for int8 with `scales` float32 and `offsets`
-    int32 `[rows, groups]`."""
+    """What a product takes in: `values` `[rows, size]` in a format's type, for int8 and int16 with `scales` float32 and
+    `offsets` int32 `[rows, groups]`."""
 
     values: torch.Tensor
     scales: torch.Tensor
@@ -60,4 +58,4 @@ def stride(tensor: torch.Tensor) -> int:
 
 
 def _whole(columns: int) -> int:
-    return -(-columns // _COLUMNS) * _COLUMNS
+    return -(-columns // CHUNK) * CHUNK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import stat
@@ -16,10 +15,9 @@ import llvmlite.binding as llvm
 import structlog
 from llvmlite import ir
 
-log = structlog.get_logger("argosy.engine")
+from argosy_services.engine.torch_engine.native.processor import Processor
 
-# What the kernels of reduced types need: AVX-512 with its byte, VNNI and bfloat16 instructions.
-_WIDE = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16")
+log = structlog.get_logger("argosy.engine")
 
 _SUM_BYTES = 32
 
@@ -33,7 +31,7 @@ class Machine:
         """`code` is an object file of `compiled`."""
         with _lock:
             empty = llvm.parse_assembly("")
-            self._engine = llvm.create_mcjit_compiler(empty, _target())
+            self._engine = llvm.create_mcjit_compiler(empty, _target(llvm.get_host_cpu_features().flatten()))
             self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
             self._engine.finalize_object()
 
@@ -45,17 +43,18 @@ class Machine:
         return address
 
 
-def compiled(write: Callable[[], ir.Module], shape: str) -> bytes:
-    """The object file of a module; `shape` says what the module is written for.
+def compiled(write: Callable[[], ir.Module], shape: str, processor: Processor) -> bytes:
+    """The object file of a module for a kind of processor; `shape` says what else the module is written for.
 
     Compiling takes a second or two, so the file is kept in the user's cache directory under a name that covers whatever
     it depends on. It is code: only a file that nobody else could have written is used.
     """
-    file = _directory() / f"{_digest(shape)}.o"
+    features = processor.features
+    file = _directory() / f"{_digest(f'{shape} {processor.name}', features)}.o"
     kept = _read(file)
     if kept is not None:
         return kept
-    code = _compile(write())
+    code = _compile(write(), features)
     try:
         _keep(file, code)
     except OSError as error:
@@ -63,16 +62,9 @@ def compiled(write: Callable[[], ir.Module], shape: str) -> bytes:
     return code
 
 
-@functools.cache
-def has_wide_vectors() -> bool:
-    """Whether this processor computes int8 and bfloat16 products as the kernels of those types do."""
-    features = llvm.get_host_cpu_features()
-    return all(features.get(name, False) for name in _WIDE)
-
-
-def _compile(module: ir.Module) -> bytes:
+def _compile(module: ir.Module, features: str) -> bytes:
     with _lock:
-        target = _target()
+        target = _target(features)
         parsed = llvm.parse_assembly(str(module))
         parsed.triple = target.triple
         parsed.verify()
@@ -84,22 +76,20 @@ def _compile(module: ir.Module) -> bytes:
         return target.emit_object(parsed)
 
 
-def _target() -> llvm.TargetMachine:
+def _target(features: str) -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    features = llvm.get_host_cpu_features().flatten()
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True, reloc="default", codemodel="jitdefault"
     )
 
 
-def _digest(shape: str) -> str:
+def _digest(shape: str, features: str) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    host = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-    digest.update("\n".join((shape, llvmlite.__version__, *host)).encode())
+    digest.update("\n".join((shape, llvmlite.__version__, llvm.get_host_cpu_name(), features)).encode())
     return digest.hexdigest()
 
 

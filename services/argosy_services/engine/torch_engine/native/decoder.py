@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numpy.typing import NDArray
 
 from argosy_services.engine.torch_engine.config import DecoderConfig, RopeConfig
@@ -14,7 +13,8 @@ from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.attention import Heads, emit_attend, emit_rotate
 from argosy_services.engine.torch_engine.native.buffers import Buffers, Inputs, stride
 from argosy_services.engine.torch_engine.native.compile import Machine, compiled
-from argosy_services.engine.torch_engine.native.gemm import FORMATS, ROWS, emit_product
+from argosy_services.engine.torch_engine.native.emit import Module
+from argosy_services.engine.torch_engine.native.gemm import ROWS, Format, emit_product, format_of
 from argosy_services.engine.torch_engine.native.layout import (
     GROUP,
     MODULES,
@@ -51,7 +51,7 @@ class NativeDecoder:
         weights: DecoderWeights,
         adapters: NativeAdapters,
         *,
-        form: str,
+        form: Format,
         max_positions: int,
         max_rows: int,
         slots: int,
@@ -62,22 +62,22 @@ class NativeDecoder:
         self.max_positions = max_positions
         self._form = form
         self._threads = threads
-        # What products take in; the head's weights and the adapters' have this format as well.
-        self._inputs = FORMATS[form].inputs
+        self._inputs = form.inputs
+        self._companion = format_of(form.companion, form.processor)
         self._adapters = adapters
         # Of keys, values and embeddings.
-        self._cache_form = "float32" if form == "float32" else "bfloat16"
+        self._cache_form = "float32" if form.name == "float32" else "bfloat16"
         self._heads = Heads.of(config, self._cache_form)
         shelf = Shelf()
         self._layers = [pack_layer(layer, form, shelf) for layer in weights.layers]
-        self._head_weights = pack(Linear(weights.head), self._inputs, shelf)
+        self._head_weights = pack(Linear(weights.head), self._companion, shelf)
         self._final_norm = weights.final_norm.float()
         self._embeddings = weights.embeddings
         self._buffers = Buffers(config, max_rows, form=self._inputs, cache=self._cache_form)
         self._cache = zeroed(slots // TILE * self._heads.stride)
         self._angles = _angles(config, max_positions)
         self._products: dict[int, int] = {}
-        self._machine = Machine(compiled(self._emit, f"{form} {self._heads} {config.qk_norm}"))
+        self._machine = Machine(compiled(self._emit, f"{form.name} {self._heads} {config.qk_norm}", form.processor))
         self._workers = Workers(self._machine, threads)
         self._plain = OperationList(self._hidden_operations(adapted=False))
         self._adapted = OperationList(self._hidden_operations(adapted=True))
@@ -113,11 +113,11 @@ class NativeDecoder:
         for chunks, tasks in self._products.items():
             self.step[tasks] = chunks * parts
 
-    def _emit(self) -> ir.Module:
-        module = ir.Module("decoder")
+    def _emit(self) -> Module:
+        module = Module("decoder", self._form.processor)
         emit_workers(module)
-        for form in sorted({self._form, self._inputs}):
-            emit_product(module, FORMATS[form])
+        for form in {form.name: form for form in (self._form, self._companion)}.values():
+            emit_product(module, form)
         emit_rows(module, self._inputs, epsilon=self.config.norm_eps)
         emit_rotate(module, self._heads, normed=self.config.qk_norm)
         emit_attend(module, self._heads)

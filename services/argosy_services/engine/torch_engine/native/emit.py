@@ -1,6 +1,7 @@
 """A small language for kernels: Python that writes LLVM IR with explicit vectors.
 
-Everything is 512 bits wide (16 float32 or int32); LLVM splits vectors on processors whose registers are shorter.
+Everything is 512 bits wide (16 float32 or int32); LLVM splits vectors on processors whose registers are shorter. What a
+processor has no instruction for is written in others that it has, here and nowhere else.
 Addresses are byte offsets from pointers. Nothing here reorders or contracts arithmetic: a kernel computes what it says,
 so that a row's result is the same whatever else is in the batch.
 """
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
+
+from argosy_services.engine.torch_engine.native.processor import Processor
 
 LANES = 16
 I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -40,11 +43,16 @@ F32X = ir.VectorType(F32, LANES)
 I32X = ir.VectorType(I32, LANES)
 I16X = ir.VectorType(I16, LANES)
 I8X = ir.VectorType(I8, LANES)
-BF16X = ir.VectorType(BF16, LANES)
-BYTES = ir.VectorType(I8, 4 * LANES)
-HALVES = ir.VectorType(BF16, 2 * LANES)
 
 Value = Any
+
+
+class Module(ir.Module):
+    """Kernels for one kind of processor."""
+
+    def __init__(self, name: str, processor: Processor) -> None:
+        super().__init__(name)
+        self.processor = processor
 
 
 class Cell:
@@ -68,8 +76,9 @@ class Cell:
 class Body:
     """The body of one function while it is written. Integers in Python stand for int64 constants."""
 
-    def __init__(self, module: ir.Module, name: str, arguments: Sequence[ir.Type], *, inline: bool = False) -> None:
+    def __init__(self, module: Module, name: str, arguments: Sequence[ir.Type], *, inline: bool = False) -> None:
         self.module = module
+        self.processor = module.processor
         self.function = ir.Function(module, ir.FunctionType(VOID, arguments), name)
         if inline:
             self.function.attributes.add("alwaysinline")
@@ -186,12 +195,12 @@ class Body:
     def load(self, kind: ir.Type, pointer: Value, offset: Value = 0, *, align: int | None = None) -> Value:
         """Reads a value; vectors need no more alignment than their elements unless `align` says so."""
         element = kind.element if isinstance(kind, ir.VectorType) else kind
-        return self.builder.load(self.at(pointer, offset), align=align or _bytes(element), typ=kind)
+        return self.builder.load(self.at(pointer, offset), align=align or bytes_of(element), typ=kind)
 
     def store(self, value: Value, pointer: Value, offset: Value = 0) -> None:
         """Writes a value."""
         element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
-        self.builder.store(value, self.at(pointer, offset), align=_bytes(element))
+        self.builder.store(value, self.at(pointer, offset), align=bytes_of(element))
 
     def scratch(self, size: int) -> Value:
         """Bytes on the stack, aligned to a cache line."""
@@ -283,19 +292,8 @@ class Body:
         return self._fold(value, self.larger)
 
     def _fold(self, value: Value, join: Any) -> Value:
-        width = LANES
-        while width > 1:
-            width //= 2
-            kind = value.type
-            halves = [
-                self.builder.shuffle_vector(
-                    value,
-                    ir.Constant(kind, ir.Undefined),
-                    ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))),
-                )
-                for start in (0, width)
-            ]
-            value = join(*halves)
+        while value.type.count > 1:
+            value = join(*self._halves(value))
         return self.builder.extract_element(value, ir.Constant(I32, 0))
 
     def exp2(self, value: Value) -> Value:
@@ -316,31 +314,83 @@ class Body:
         return self.fmul(result, power)
 
     def to_bfloat(self, value: Value) -> Value:
-        """float32 rounded to bfloat16."""
-        return self.builder.fptrunc(value, BF16X)
+        """float32 rounded to bfloat16, halves to even ones, as the int16 that its bits are."""
+        builder = self.builder
+        if self.processor.bfloat16:
+            return builder.bitcast(builder.fptrunc(value, ir.VectorType(BF16, LANES)), I16X)
+        bits = builder.bitcast(value, I32X)
+        odd = builder.and_(builder.lshr(bits, self.whole(16)), self.whole(1))
+        rounded = builder.add(bits, builder.add(odd, self.whole(0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, self.whole(16)), I16X)
+
+    def from_bfloat(self, bits: Value) -> Value:
+        """float32 of the bits of bfloat16."""
+        builder = self.builder
+        return builder.bitcast(builder.shl(builder.zext(bits, I32X), self.whole(16)), F32X)
 
     def pairs(self, total: Value, line: Value, given: Value) -> Value:
-        """`total` plus, in each lane, the product of two bfloat16 of `line` with those in the int32 `given`."""
-        both = self.builder.bitcast(self.splat(given), HALVES)
-        return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, line, both)
+        """`total` plus, in each lane, the product of two bfloat16 in the int32 of `line` with those in `given`."""
+        given = self.splat(given)
+        if self.processor.bfloat16:
+            kind = ir.VectorType(BF16, 2 * LANES)
+            left, right = self.builder.bitcast(line, kind), self.builder.bitcast(given, kind)
+            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, left, right)
+        first = self.fma(self._first(line), self._first(given), total)
+        return self.fma(self._second(line), self._second(given), first)
 
-    def fours(self, total: Value, line: Value, given: Value) -> Value:
-        """`total` plus, in each lane, the products of four unsigned bytes of `line` with the signed ones in `given`."""
-        four = self.builder.bitcast(self.splat(given), BYTES)
-        return self.call("llvm.x86.avx512.vpdpbusd.512", I32X, total, line, four)
+    def _first(self, pair: Value) -> Value:
+        return self.builder.bitcast(self.builder.shl(pair, self.whole(16)), F32X)
+
+    def _second(self, pair: Value) -> Value:
+        return self.builder.bitcast(self.builder.and_(pair, self.whole(-(1 << 16))), F32X)
+
+    @property
+    def byte_line(self) -> ir.VectorType:
+        """A step of bytes: for each lane as many as are multiplied at once."""
+        return ir.VectorType(I8, self.processor.together * LANES)
+
+    def dots(self, total: Value, line: Value, given: Value) -> Value:
+        """`total` plus, in each lane, the products of unsigned bytes of `line` with the signed numbers in `given`: four
+        of 8 bits, or two of 16.
+        """
+        builder, given = self.builder, self.splat(given)
+        if self.processor.wide:
+            return self.call("llvm.x86.avx512.vpdpbusd.512", I32X, total, line, builder.bitcast(given, self.byte_line))
+        whole = ir.VectorType(I16, 2 * LANES)
+        low, high = (
+            self.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, LANES // 2), left, right)
+            for left, right in zip(
+                self._halves(builder.zext(line, whole)), self._halves(builder.bitcast(given, whole)), strict=True
+            )
+        )
+        joined = builder.shuffle_vector(low, high, ir.Constant(I32X, list(range(LANES))))
+        return builder.add(total, joined)
 
     def low_halves(self, line: Value) -> Value:
         """The lower four bits of each byte."""
-        return self.builder.and_(line, ir.Constant(BYTES, [15] * BYTES.count))
+        return self.builder.and_(line, ir.Constant(self.byte_line, [15] * self.byte_line.count))
 
     def high_halves(self, line: Value) -> Value:
         """The upper four bits of each byte."""
-        return self.builder.lshr(line, ir.Constant(BYTES, [4] * BYTES.count))
+        return self.builder.lshr(line, ir.Constant(self.byte_line, [4] * self.byte_line.count))
 
     def look_up(self, table: Sequence[int], indices: Value) -> Value:
-        """For each byte of `indices`, from 0 to 15, what `table` has there; AVX-512BW."""
-        lines = ir.Constant(BYTES, [*table] * (BYTES.count // len(table)))
-        return self.call("llvm.x86.avx512.pshuf.b.512", BYTES, lines, indices)
+        """For each byte of `indices`, from 0 to 15, what `table` has there."""
+        name = "llvm.x86.avx512.pshuf.b.512" if self.processor.wide else "llvm.x86.avx2.pshuf.b"
+        lines = ir.Constant(self.byte_line, [*table] * (self.byte_line.count // len(table)))
+        return self.call(name, self.byte_line, lines, indices)
+
+    def _halves(self, value: Value) -> list[Value]:
+        """The lower and the upper half of a vector."""
+        kind, width = value.type, value.type.count // 2
+        return [
+            self.builder.shuffle_vector(
+                value,
+                ir.Constant(kind, ir.Undefined),
+                ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))),
+            )
+            for start in (0, width)
+        ]
 
     # Functions.
 
@@ -360,7 +410,8 @@ _EXP2 = (
 )
 
 
-def _bytes(kind: ir.Type) -> int:
+def bytes_of(kind: ir.Type) -> int:
+    """How many bytes a number takes."""
     if isinstance(kind, ir.PointerType):
         return 8
     return {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "float": 4, "bfloat": 2}[str(kind)]

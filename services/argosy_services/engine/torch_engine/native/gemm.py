@@ -1,24 +1,23 @@
 """Products of a step's rows with a weight matrix, for each format of weights.
 
-A task is a chunk of columns and at most `ROWS` rows. Weights are packed so that a chunk is one stream: for each step
-along the inputs, one vector for every 16 columns. A tile of up to `height` rows and one chunk is summed in registers.
-However many rows a tile has, each of its sums is made in the same order.
+A task is a chunk of `CHUNK` columns and at most `ROWS` rows. Weights are packed so that the columns whose sums fit into
+registers beside each other are one stream: for each step along the inputs, one vector for every 16 columns. A tile of
+up to six rows and one stream is summed in registers. However many rows a tile has, each of its sums is made in the same
+order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from llvmlite import ir
 
 from argosy_services.engine.torch_engine.native.emit import (
-    BF16X,
-    BYTES,
     F32,
     F32X,
-    HALVES,
+    I16X,
     I32,
     I32X,
     I64,
@@ -26,14 +25,21 @@ from argosy_services.engine.torch_engine.native.emit import (
     PTR,
     Body,
     Cell,
+    Module,
     Value,
+    bytes_of,
 )
-from argosy_services.engine.torch_engine.native.layout import GROUP, LEVELS, Product, Step
+from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP, LEVELS, Product, Step
+from argosy_services.engine.torch_engine.native.processor import Processor
 
-# Rows that share one pass over a chunk of weights.
+# Rows that share one pass over a chunk of weights, and those whose sums are in registers at once.
 ROWS = 128
-# Steps along the inputs that stand one after another in a loop.
+HEIGHT = 6
+# Steps along the inputs that stand one after another in a loop. LLVM orders the sums of integers anew, and takes more
+# registers for them than narrow processors have; pairs of bfloat16 that are taken apart need more as well.
 _UNROLL = 4
+_INTEGERS_UNROLL = {True: 4, False: 2}
+_PAIRS_UNROLL = {True: 4, False: 1}
 # With so few rows the time goes into reading weights, which are asked for so many bytes ahead of their use. More rows
 # leave time to ask for the whole chunk that the thread takes next; prompts multiply each weight so often that they need
 # nothing.
@@ -42,13 +48,26 @@ _AHEAD = 2_048
 
 
 class Format(Protocol):
-    """How weights are stored and multiplied. `vectors` x 16 columns make a chunk; `inputs` is the format that rows take
-    before they are multiplied."""
+    """How weights are stored and multiplied on a kind of processor."""
 
-    name: str
-    inputs: str
-    height: int
-    vectors: int
+    name: ClassVar[str]
+    companion: ClassVar[str]
+    """The format of matrices whose exactness decides about the model's; also of the factors of adapters."""
+
+    @property
+    def processor(self) -> Processor:
+        """What the kernels are written for."""
+        ...
+
+    @property
+    def inputs(self) -> str:
+        """The type that rows have before they are multiplied."""
+        ...
+
+    @property
+    def vectors(self) -> int:
+        """How many times 16 columns make a stream."""
+        ...
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
         """The float32 sums `[rows][vectors]` of a tile."""
@@ -68,31 +87,47 @@ class Operands:
     offsets: Value = None
 
 
+@dataclass(frozen=True)
 class Int8:
-    """Bytes: weights with a scale per column, inputs with one for each group of 64 (VNNI).
+    """Bytes: weights with a scale per column, inputs with one for each group of 64.
 
-    Weights are stored as unsigned bytes, 128 too large; `offsets` take that away again.
+    Inputs are int8 where the processor multiplies bytes, and int16 elsewhere. Weights are stored as unsigned bytes, 128
+    too large; `offsets` take that away again.
     """
 
-    name = "int8"
-    inputs = "int8"
-    height = 6
-    vectors = 4
-    group_bytes = GROUP // 4 * vectors * 64
+    processor: Processor
+    name: ClassVar[str] = "int8"
+    companion: ClassVar[str] = "int8"
+
+    @property
+    def inputs(self) -> str:
+        """See `Format`."""
+        return "int8" if self.processor.wide else "int16"
+
+    @property
+    def vectors(self) -> int:
+        """See `Format`."""
+        return self.processor.vectors
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a group of inputs in one stream."""
+        return GROUP * LANES * self.vectors
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
         """See `Format`."""
         sums = _cells(body, F32X, rows, self.vectors)
         parts = _cells(body, I32X, rows, self.vectors)
         groups = body.div(operands.size, GROUP)
+        steps = GROUP // self.processor.together
         with body.loop(0, groups) as group:
             for row in range(rows):
                 offset = body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))
                 for cell in parts[row]:
                     cell.set(offset)
             stream = body.at(operands.weights, body.mul(group, self.group_bytes))
-            inputs = body.at(operands.inputs, body.mul(group, GROUP))
-            with body.loop(0, GROUP // 4, _UNROLL) as start:
+            inputs = body.at(operands.inputs, body.mul(group, steps * 4))
+            with body.loop(0, steps, self._unroll) as start:
                 self._multiply_some(body, parts, replace(operands, weights=stream, inputs=inputs), start)
             for row in range(rows):
                 scale = body.splat(body.load(F32, operands.scales, self._group(body, groups, row, group)))
@@ -102,25 +137,27 @@ class Int8:
         return _values(sums)
 
     def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
-        """The chunk's bytes for each of the steps that stand one after another."""
-        for more in range(_UNROLL):
-            yield _chunk(
-                body, BYTES, operands.weights, body.add(start, more), vectors=self.vectors, ahead=operands.ahead
-            )
+        """The stream's bytes for each of the steps that stand one after another."""
+        return _lines(body, body.byte_line, operands, start, self._unroll, vectors=self.vectors)
 
     def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
         """What a group's sums are multiplied by, where its inputs have a scale."""
         return scale
 
     def _multiply_some(self, body: Body, parts: list[list[Cell]], operands: Operands, start: Value) -> None:
-        """Four inputs of every row at a time."""
+        """As many inputs of every row as are multiplied at once."""
         totals = _values(parts)
+        row_bytes = body.mul(operands.size, 4 // self.processor.together)
         for more, weights in enumerate(self._weights(body, operands, start)):
             at = body.mul(body.add(start, more), 4)
             for row, total in enumerate(totals):
-                four = body.load(I32, operands.inputs, body.add(body.mul(operands.size, row), at))
-                totals[row] = [body.fours(part, weight, four) for part, weight in zip(total, weights, strict=True)]
+                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), at))
+                totals[row] = [body.dots(part, weight, given) for part, weight in zip(total, weights, strict=True)]
         _set(parts, totals)
+
+    @property
+    def _unroll(self) -> int:
+        return _INTEGERS_UNROLL[self.processor.wide]
 
     @staticmethod
     def _group(body: Body, groups: Value, row: int, group: Value) -> Value:
@@ -130,64 +167,92 @@ class Int8:
 class Int4(Int8):
     """Half bytes that name one of 16 levels (`LEVELS`), with a scale for each column and group of 64 inputs.
 
-    A group is its scales in bfloat16, then vectors that hold two steps each: the first one in the lower halves. In
+    A group is its scales in bfloat16, then lines that hold two steps each: the first one in the lower halves. In
     registers they become the bytes that `Int8` multiplies.
     """
 
     name = "int4"
-    group_bytes = Int8.vectors * LANES * 2 + Int8.group_bytes // 2
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a group of inputs in one stream."""
+        return LANES * self.vectors * (2 + GROUP // 2)
 
     def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
-        lines = body.at(operands.weights, self.vectors * LANES * 2)
-        for pair in range(_UNROLL // 2):
-            step = body.add(body.div(start, 2), pair)
-            both = _chunk(body, BYTES, lines, step, vectors=self.vectors, ahead=operands.ahead)
+        lines = replace(operands, weights=body.at(operands.weights, self.vectors * LANES * 2))
+        pairs = _lines(body, body.byte_line, lines, body.div(start, 2), self._unroll // 2, vectors=self.vectors)
+        for both in pairs:
             yield [body.look_up(LEVELS, body.low_halves(line)) for line in both]
             yield [body.look_up(LEVELS, body.high_halves(line)) for line in both]
 
     def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
-        own = body.builder.fpext(body.load(BF16X, stream, vector * LANES * 2), F32X)
-        return body.fmul(scale, own)
+        return body.fmul(scale, body.from_bfloat(body.load(I16X, stream, vector * LANES * 2)))
 
 
+@dataclass(frozen=True)
 class BFloat16:
     """Pairs of bfloat16, summed in float32."""
 
-    name = "bfloat16"
-    inputs = "bfloat16"
-    height = 6
-    vectors = 4
+    processor: Processor
+    name: ClassVar[str] = "bfloat16"
+    companion: ClassVar[str] = "bfloat16"
+
+    @property
+    def inputs(self) -> str:
+        """See `Format`."""
+        return "bfloat16"
+
+    @property
+    def vectors(self) -> int:
+        """See `Format`."""
+        return self.processor.vectors
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
         """See `Format`."""
-        return _stream(body, rows, self.vectors, operands, kind=HALVES, join=self._join)
+        unroll = _PAIRS_UNROLL[self.processor.bfloat16]
+        return _stream(body, rows, self.vectors, operands, per_step=2, unroll=unroll, join=self._join)
 
     @staticmethod
     def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
         return body.pairs(total, weight, given)
 
 
+@dataclass(frozen=True)
 class Float32:
     """float32, for any processor."""
 
-    name = "float32"
-    inputs = "float32"
-    height = 6
-    vectors = 4
+    processor: Processor
+    name: ClassVar[str] = "float32"
+    companion: ClassVar[str] = "float32"
+
+    @property
+    def inputs(self) -> str:
+        """See `Format`."""
+        return "float32"
+
+    @property
+    def vectors(self) -> int:
+        """See `Format`."""
+        return self.processor.vectors
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
         """See `Format`."""
-        return _stream(body, rows, self.vectors, operands, kind=F32X, join=self._join)
+        return _stream(body, rows, self.vectors, operands, per_step=1, unroll=_UNROLL, join=self._join)
 
     @staticmethod
     def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
         return body.fma(weight, body.splat(body.builder.bitcast(given, F32)), total)
 
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Int4(), Int8(), BFloat16(), Float32())}
+_FORMATS: dict[str, Callable[[Processor], Format]] = {kind.name: kind for kind in (Int4, Int8, BFloat16, Float32)}
 
 
-def emit_product(module: ir.Module, form: Format) -> None:
+def format_of(name: str, processor: Processor) -> Format:
+    """A format of weights on a kind of processor. Raises KeyError for an unknown name."""
+    return _FORMATS[name](processor)
+
+
+def emit_product(module: Module, form: Format) -> None:
     """Writes the kernel `product_<format>`; its arguments are a `layout.Product`."""
     body = Body(module, f"product_{form.name}", [PTR, I64, PTR])
     arguments, task, step = body.arguments
@@ -201,13 +266,17 @@ def emit_product(module: ir.Module, form: Format) -> None:
     first = body.mul(body.div(task, chunks), ROWS)
     last = body.min(body.add(first, ROWS), total)
     columns = form.vectors * LANES
-    weights = body.at(get.pointer("weights"), body.mul(chunk, get("chunk_bytes")))
-    column_bytes = body.mul(chunk, columns * 4)
+    streams = CHUNK // columns
+    chunk_bytes = get("chunk_bytes")
+    stream_bytes = body.div(chunk_bytes, streams)
     groups = body.mul(body.div(size, GROUP), 4)
 
-    def tile(row: Value, rows: int, ahead: Value) -> None:
+    def tile(number: Value, row: Value, rows: int, ahead: Value) -> None:
+        """Computes `rows` rows of one of the chunk's streams."""
+        column_bytes = body.mul(body.add(body.mul(chunk, streams), number), columns * 4)
+        weights = body.add(body.mul(chunk, chunk_bytes), body.mul(number, stream_bytes))
         operands = Operands(
-            weights=weights,
+            weights=body.at(get.pointer("weights"), weights),
             inputs=body.at(places["inputs"], body.mul(row, row_bytes)),
             scales=body.at(places["scales"], body.mul(row, groups)),
             offsets=body.at(places["offsets"], body.mul(row, groups)),
@@ -227,45 +296,57 @@ def emit_product(module: ir.Module, form: Format) -> None:
                 value = body.fadd(value, body.builder.select(keep, kept, body.number(0.0)))
                 body.store(value, out, offset)
 
-    whole = body.sub(last, body.rem(body.sub(last, first), form.height))
-    many = body.less(ROWS, total)
-    for condition, asked in ((many, None), (body.builder.not_(many), ahead)):
-        with body.when(condition), body.loop(first, whole, form.height) as row:
-            tile(row, form.height, asked)
+    whole = body.sub(last, body.rem(body.sub(last, first), HEIGHT))
     rest = body.sub(last, whole)
-    for rows in range(1, form.height):
-        with body.when(body.equal(rest, rows)):
-            tile(whole, rows, _AHEAD if rows <= _FEW else ahead)
+    many = body.less(ROWS, total)
+    with body.loop(0, streams) as number:
+        for condition, asked in ((many, None), (body.builder.not_(many), ahead)):
+            with body.when(condition), body.loop(first, whole, HEIGHT) as row:
+                tile(number, row, HEIGHT, asked)
+        for rows in range(1, HEIGHT):
+            with body.when(body.equal(rest, rows)):
+                tile(number, whole, rows, _AHEAD if rows <= _FEW else ahead)
     body.end()
 
 
 def _stream(
-    body: Body, rows: int, vectors: int, operands: Operands, *, kind: ir.Type, join: Callable[..., Value]
+    body: Body,
+    rows: int,
+    vectors: int,
+    operands: Operands,
+    *,
+    per_step: int,
+    unroll: int,
+    join: Callable[..., Value],
 ) -> list[list[Value]]:
     """Sums along inputs, four bytes of a row at a time."""
     sums = _cells(body, F32X, rows, vectors)
-    per_step = 2 if kind is HALVES else 1
     row_bytes = body.mul(operands.size, 4 // per_step)
-    with body.loop(0, body.div(operands.size, per_step), _UNROLL) as start:
+    kind = F32X if per_step == 1 else I32X
+    with body.loop(0, body.div(operands.size, per_step), unroll) as start:
         totals = _values(sums)
-        for more in range(_UNROLL):
-            step = body.add(start, more)
-            weights = _chunk(body, kind, operands.weights, step, vectors=vectors, ahead=operands.ahead)
+        for more, weights in enumerate(_lines(body, kind, operands, start, unroll, vectors=vectors)):
+            at = body.mul(body.add(start, more), 4)
             for row, total in enumerate(totals):
-                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), body.mul(step, 4)))
+                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), at))
                 totals[row] = [join(body, part, weight, given) for part, weight in zip(total, weights, strict=True)]
         _set(sums, totals)
     return _values(sums)
 
 
-def _chunk(body: Body, kind: ir.Type, stream: Value, step: Value, *, vectors: int, ahead: Value) -> list[Value]:
-    """The weights of one step along the inputs."""
-    line = body.at(stream, body.mul(step, vectors * 64))
-    if ahead is not None:
-        far = body.at(line, ahead)
-        for vector in range(vectors):
-            body.prefetch(far, vector * 64)
-    return [body.load(kind, line, vector * 64, align=64) for vector in range(vectors)]
+def _lines(
+    body: Body, kind: ir.VectorType, operands: Operands, start: Value, count: int, *, vectors: int
+) -> Iterator[list[Value]]:
+    """The weights of some steps along the inputs, which stand one after another."""
+    width = kind.count * bytes_of(kind.element)
+    together = body.at(operands.weights, body.mul(start, vectors * width))
+    for step in range(count):
+        places = range(step * vectors * width, (step + 1) * vectors * width, width)
+        if operands.ahead is not None:
+            for place in places:
+                if place % 64 == 0:
+                    body.prefetch(together, body.add(operands.ahead, place))
+        yield [body.load(kind, together, place, align=width) for place in places]
 
 
 def _cells(body: Body, kind: ir.Type, rows: int, vectors: int) -> list[list[Cell]]:

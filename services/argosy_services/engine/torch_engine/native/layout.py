@@ -9,6 +9,8 @@ from argosy_services.engine.torch_engine.native.emit import I64, PTR, Body, Valu
 
 GROUP = 64
 """Inputs that share one scale when they are quantized. Projections have a multiple of it as inputs."""
+CHUNK = 64
+"""Columns of a product that one task computes. Buffers have room for whole chunks."""
 LEVELS = (18, 41, 59, 75, 89, 101, 114, 126, 137, 150, 162, 175, 190, 207, 228, 255)
 """What the four bits of an int4 weight stand for, 128 too large. Of all sixteen numbers these have the least squared
 error for groups of 64 that are drawn from a normal distribution and divided by their largest (Lloyd, 1982; the idea of

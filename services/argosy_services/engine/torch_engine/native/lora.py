@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from argosy_services.engine.torch_engine.native.emit import (
-    BYTES,
     F32,
     F32X,
-    HALVES,
     I8X,
+    I16X,
     I32,
     I32X,
     I64,
@@ -23,6 +22,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     PTR,
     Body,
     Cell,
+    Module,
     Value,
 )
 from argosy_services.engine.torch_engine.native.layout import GROUP, MODULES, Adapt, AdapterField, Step
@@ -32,13 +32,11 @@ HEIGHT = 6
 MAX_RANK = 512
 # In the order in which packing has what they point to.
 POINTERS = (AdapterField.DOWN, AdapterField.UP, AdapterField.DOWN_SCALES, AdapterField.UP_SCALES)
-# Independent sums of one output, because a product takes several cycles.
-_SUMS = 4
 # Steps that stand one after another in a loop.
 _UNROLL = 4
 
 
-def emit_adapt(module: ir.Module, form: str) -> None:
+def emit_adapt(module: Module, form: str) -> None:
     """Writes `adapt`; its arguments are `layout.Adapt`. `form` is that of the inputs."""
     body = Body(module, "adapt", [PTR, I64, PTR])
     arguments, task, step = body.arguments
@@ -64,7 +62,8 @@ def emit_adapt(module: ir.Module, form: str) -> None:
         out=body.at(get.pointer("out"), body.add(body.mul(row, get("stride")), body.mul(offset, 4))),
         stride=get("stride"),
     )
-    code = _Int8(body, rows_at, factors) if form == "int8" else _Exact(body, rows_at, factors, form)
+    quantized = form in ("int8", "int16")
+    code = _Int8(body, rows_at, factors) if quantized else _Exact(body, rows_at, factors, form)
     # Modules that an adapter leaves alone have the rank 0.
     with body.when(body.less(0, rank)):
         for height in range(1, HEIGHT + 1):
@@ -107,6 +106,8 @@ class _Exact:
         self._width = 2 if form == "bfloat16" else 4
         self._pair = 4 // self._width
         self._small = body.scratch(HEIGHT * MAX_RANK * self._width)
+        # Independent sums of one output, because a product takes several cycles; as many as there are registers for.
+        self._sums = body.processor.vectors
 
     def shrink(self, rows: int) -> None:
         """Rows times the first factor, into `[rows][rank]`."""
@@ -114,18 +115,17 @@ class _Exact:
         steps = body.div(given.size, self._pair)
         with body.loop(0, body.div(self._factors.rank, LANES)) as chunk:
             stream = body.at(self._factors.down, body.mul(body.mul(chunk, steps), 64))
-            sums = [[body.cell(F32X, body.number(0.0)) for _ in range(_SUMS)] for _ in range(rows)]
-            with body.loop(0, steps, _SUMS) as start:
-                for part in range(_SUMS):
+            sums = [[body.cell(F32X, body.number(0.0)) for _ in range(self._sums)] for _ in range(rows)]
+            with body.loop(0, steps, _UNROLL) as start:
+                for part in range(_UNROLL):
                     at = body.add(start, part)
                     weight = self._line(stream, body.mul(at, 64))
                     for row in range(rows):
                         four = body.load(I32, given.inputs, body.add(body.mul(given.row_bytes, row), body.mul(at, 4)))
-                        cell = sums[row][part]
+                        cell = sums[row][part % self._sums]
                         cell.set(self._join(cell.get(), weight, four))
             for row in range(rows):
-                first, second, third, fourth = (cell.get() for cell in sums[row])
-                total = body.fadd(body.fadd(first, second), body.fadd(third, fourth))
+                total = _fold(body, [cell.get() for cell in sums[row]])
                 narrow = body.to_bfloat(total) if self._width == 2 else total
                 place = body.add(body.mul(chunk, LANES * self._width), row * MAX_RANK * self._width)
                 body.store(narrow, self._small, place)
@@ -149,13 +149,20 @@ class _Exact:
                 body.store(cell.get(), given.out, place)
 
     def _line(self, pointer: Value, offset: Value) -> Value:
-        return self._body.load(HALVES if self._width == 2 else F32X, pointer, offset, align=64)
+        return self._body.load(I32X if self._width == 2 else F32X, pointer, offset, align=64)
 
     def _join(self, total: Value, line: Value, given: Value) -> Value:
         body = self._body
         if self._width == 2:
             return body.pairs(total, line, given)
         return body.fma(line, body.splat(body.builder.bitcast(given, F32)), total)
+
+
+def _fold(body: Body, values: list[Value]) -> Value:
+    """The sum of some vectors, always in the same order."""
+    while len(values) > 1:
+        values = [body.fadd(*values[at : at + 2]) for at in range(0, len(values), 2)]
+    return values[0]
 
 
 class _Int8:
@@ -165,7 +172,11 @@ class _Int8:
     def __init__(self, body: Body, rows: _Rows, factors: _Factors) -> None:
         self._body, self._rows, self._factors = body, rows, factors
         self._small = body.scratch(HEIGHT * MAX_RANK * 4)
-        self._bytes = body.scratch(HEIGHT * MAX_RANK)
+        # Inputs of the second factor have the type of the first one's.
+        self._together = body.processor.together
+        self._kind = I8X if self._together == 4 else I16X
+        self._row_bytes = MAX_RANK * 4 // self._together
+        self._wholes = body.scratch(HEIGHT * self._row_bytes)
         self._scales = body.scratch(HEIGHT * 4)
         self._offsets = body.scratch(HEIGHT * 4)
 
@@ -174,16 +185,17 @@ class _Int8:
         body, given = self._body, self._rows
         groups = body.div(given.size, GROUP)
         with body.loop(0, body.div(self._factors.rank, LANES)) as chunk:
-            stream = body.at(self._factors.down, body.mul(body.mul(chunk, body.div(given.size, 4)), 64))
+            stream = body.at(self._factors.down, body.mul(chunk, body.mul(given.size, LANES)))
             sums = [body.cell(F32X, body.number(0.0)) for _ in range(rows)]
             with body.loop(0, groups) as group:
                 places = [
                     body.mul(body.add(body.mul(body.add(given.first, row), groups), group), 4) for row in range(rows)
                 ]
                 parts = [body.cell(I32X, body.splat(body.load(I32, given.offsets, place))) for place in places]
-                line = body.at(stream, body.mul(group, GROUP // 4 * 64))
-                inputs = body.at(given.inputs, body.mul(group, GROUP))
-                self._multiply(parts, line, GROUP // 4, inputs, given.row_bytes)
+                line = body.at(stream, body.mul(group, GROUP * LANES))
+                steps = GROUP // self._together
+                inputs = body.at(given.inputs, body.mul(group, steps * 4))
+                self._multiply(parts, line, steps, inputs, given.row_bytes)
                 for cell, part, place in zip(sums, parts, places, strict=True):
                     scale = body.splat(body.load(F32, given.scales, place))
                     cell.set(body.fma(body.to_float(part.get()), scale, cell.get()))
@@ -198,11 +210,12 @@ class _Int8:
     def expand(self, rows: int, columns: Value) -> None:
         """Adds `[rows][rank]` times the second factor to the output."""
         body, given = self._body, self._rows
-        steps = body.div(self._factors.rank, 4)
+        rank = self._factors.rank
+        steps = body.div(rank, self._together)
         with body.loop(0, body.div(columns, LANES)) as chunk:
-            stream = body.at(self._factors.up, body.mul(body.mul(chunk, steps), 64))
+            stream = body.at(self._factors.up, body.mul(chunk, body.mul(rank, LANES)))
             parts = [body.cell(I32X, body.splat(body.load(I32, self._offsets, 4 * row))) for row in range(rows)]
-            self._multiply(parts, stream, steps, self._bytes, MAX_RANK)
+            self._multiply(parts, stream, steps, self._wholes, self._row_bytes)
             scales = body.load(F32X, self._factors.up_scales, body.mul(chunk, 64))
             for row, part in enumerate(parts):
                 place = body.add(body.mul(given.stride, row), body.mul(chunk, 64))
@@ -212,14 +225,14 @@ class _Int8:
                 )
 
     def _multiply(self, parts: list[Cell], stream: Value, steps: Value, inputs: Value, row_bytes: Value) -> None:
-        body = self._body
+        body, width = self._body, self._together * LANES
         with body.loop(0, steps, _UNROLL) as start:
             for more in range(_UNROLL):
                 at = body.add(start, more)
-                weight = body.load(BYTES, stream, body.mul(at, 64), align=64)
+                weight = body.load(body.byte_line, stream, body.mul(at, width), align=width)
                 for row, cell in enumerate(parts):
-                    four = body.load(I32, inputs, body.add(body.mul(row_bytes, row), body.mul(at, 4)))
-                    cell.set(body.fours(cell.get(), weight, four))
+                    some = body.load(I32, inputs, body.add(body.mul(row_bytes, row), body.mul(at, 4)))
+                    cell.set(body.dots(cell.get(), weight, some))
 
     def _quantize(self, row: int) -> None:
         body, builder = self._body, self._body.builder
@@ -228,11 +241,12 @@ class _Int8:
         with body.loop(0, self._factors.rank, LANES) as index:
             value = body.absolute(body.load(F32X, values, body.mul(index, 4)))
             largest.set(body.larger(value, largest.get()))
-        scale, inverse = quantizing(body, body.top(largest.get()))
+        scale, inverse = quantizing(body, body.top(largest.get()), self._kind)
         factor, total = body.splat(inverse), body.cell(I32X, body.whole(0))
         with body.loop(0, self._factors.rank, LANES) as index:
             whole = body.to_int(body.nearest(body.fmul(body.load(F32X, values, body.mul(index, 4)), factor)))
-            body.store(builder.trunc(whole, I8X), self._bytes, body.add(index, row * MAX_RANK))
+            place = body.add(body.mul(index, 4 // self._together), row * self._row_bytes)
+            body.store(builder.trunc(whole, self._kind), self._wholes, place)
             total.set(builder.add(total.get(), whole))
         body.store(scale, self._scales, 4 * row)
         body.store(builder.mul(body.total(total.get()), ir.Constant(I32, -128)), self._offsets, 4 * row)

@@ -9,14 +9,14 @@ import torch
 from argosy_services.engine.torch_engine.models.weights import LayerWeights, Linear
 from argosy_services.engine.torch_engine.native.emit import LANES
 from argosy_services.engine.torch_engine.native.four_bits import halve
-from argosy_services.engine.torch_engine.native.gemm import FORMATS
-from argosy_services.engine.torch_engine.native.layout import GROUP
+from argosy_services.engine.torch_engine.native.gemm import Format, format_of
+from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
 from argosy_services.engine.torch_engine.native.memory import Shelf
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A projection `[out, in]`: chunks of columns, each one stream; see `gemm.py`.
+    """A projection `[out, in]`: chunks of columns, each of them streams; see `gemm.py`.
 
     `weights` is uint8, `scales` and `bias` are float32 `[columns]`; `columns` is `out` rounded up to whole chunks.
     """
@@ -48,13 +48,13 @@ class PackedLayer:
     down: Packed
 
 
-def pack_layer(layer: LayerWeights, form: str, shelf: Shelf) -> PackedLayer:
+def pack_layer(layer: LayerWeights, form: Format, shelf: Shelf) -> PackedLayer:
     """Packs a block; the weights are on the shelf.
 
     In four bits, query, key, value and down cost more of a model's accuracy than all else together: they stay as exact
     as their inputs.
     """
-    sensitive = FORMATS[form].inputs
+    sensitive = format_of(form.companion, form.processor)
     return PackedLayer(
         input_norm=layer.input_norm.float(),
         qkv=pack(layer.qkv, sensitive, shelf),
@@ -67,21 +67,21 @@ def pack_layer(layer: LayerWeights, form: str, shelf: Shelf) -> PackedLayer:
     )
 
 
-def pack(linear: Linear, form: str, shelf: Shelf) -> Packed:
+def pack(linear: Linear, form: Format, shelf: Shelf) -> Packed:
     """Packs a projection for the kernels of a format, quantizing it where that is less than its type."""
-    vectors = FORMATS[form].vectors
     outputs, size = linear.weight.shape
-    chunks = -(-outputs // (vectors * LANES))
-    columns = chunks * vectors * LANES
+    chunks = -(-outputs // CHUNK)
+    columns = chunks * CHUNK
     bias, padded = torch.zeros(columns), torch.ones(columns)
     if linear.bias is not None:
         bias[:outputs] = linear.bias.float()
-    if form == "int4":
-        packed = _pack_halves(_whole_chunks(linear.weight, columns), vectors)
+    if form.name == "int4":
+        packed = _pack_halves(_whole_chunks(linear.weight, columns), form)
     else:
-        weight, padded[:outputs] = narrow(linear.weight, form)
-        packed = lanes(_whole_chunks(weight, columns), vectors, 4 // weight.itemsize)
-    return Packed(form, shelf.keep(packed.flatten().view(torch.uint8)), padded, bias, chunks, size)
+        weight, padded[:outputs] = narrow(linear.weight, form.name)
+        together = form.processor.together if form.name == "int8" else 4 // weight.itemsize
+        packed = lanes(_whole_chunks(weight, columns), form.vectors, together)
+    return Packed(form.name, shelf.keep(packed.flatten().view(torch.uint8)), padded, bias, chunks, size)
 
 
 def _whole_chunks(weight: torch.Tensor, columns: int) -> torch.Tensor:
@@ -90,19 +90,20 @@ def _whole_chunks(weight: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def lanes(weight: torch.Tensor, vectors: int, together: int) -> torch.Tensor:
-    """`[columns, n]` as `[chunks, n / together, vectors, 16, together]`."""
+    """`[columns, n]` as `[streams, n / together, vectors, 16, together]`."""
     parts = weight.view(-1, vectors, LANES, weight.shape[1] // together, together)
     return parts.permute(0, 3, 1, 2, 4).contiguous()
 
 
-def _pack_halves(weight: torch.Tensor, vectors: int) -> torch.Tensor:
-    """Groups as `gemm.Int4` reads them, uint8 `[chunks, groups, bytes]`."""
+def _pack_halves(weight: torch.Tensor, form: Format) -> torch.Tensor:
+    """Groups as `gemm.Int4` reads them, uint8 `[streams, groups, bytes]`."""
+    together = form.processor.together
     levels, scales = halve(weight)
-    first, second = levels.unflatten(1, (-1, 2, 4)).unbind(2)
-    halves = lanes((first | second << 4).flatten(1), vectors, 4)
-    chunks, groups = len(halves), weight.shape[1] // GROUP
-    parts = (lanes(scales, vectors, 1).view(torch.uint8), halves)
-    return torch.cat([part.reshape(chunks, groups, -1) for part in parts], dim=2)
+    first, second = levels.unflatten(1, (-1, 2, together)).unbind(2)
+    halves = lanes((first | second << 4).flatten(1), form.vectors, together)
+    streams, groups = len(halves), weight.shape[1] // GROUP
+    parts = (lanes(scales, form.vectors, 1).view(torch.uint8), halves)
+    return torch.cat([part.reshape(streams, groups, -1) for part in parts], dim=2)
 
 
 def narrow(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,21 +6,24 @@ What a product takes in is written by one of three kernels, `norm`, `gate` and `
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from llvmlite import ir
 
 from argosy_services.engine.torch_engine.native.emit import (
-    BF16X,
     F32,
     F32X,
     I8X,
+    I16X,
     I32,
     I32X,
     I64,
     LANES,
     PTR,
     Body,
+    Module,
     Value,
+    bytes_of,
 )
 from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Reader, Rows, Step
 
@@ -30,7 +33,7 @@ _LOG2_E = 1.4426950408889634
 Source = Callable[[Value], Value]
 
 
-def emit_rows(module: ir.Module, form: str, *, epsilon: float) -> None:
+def emit_rows(module: Module, form: str, *, epsilon: float) -> None:
     """Writes `norm_<form>`, `plain_<form>` and `gate_<form>`; their arguments are `layout.Rows`.
 
     `norm` is RMSNorm (Zhang and Sennrich, 2019), `gate` is SiLU of a row's first half times its second half (SwiGLU,
@@ -61,10 +64,10 @@ def emit_rows(module: ir.Module, form: str, *, epsilon: float) -> None:
         body.end()
 
 
-def emit_embed(module: ir.Module, table_kind: str) -> None:
+def emit_embed(module: Module, table_kind: str) -> None:
     """Writes `embed`: the rows of a table `[vocab, size]` that tokens name, as float32; arguments `layout.Embed`."""
     body, row, get = _begin(module, "embed", Embed)
-    kind, width = (BF16X, 2) if table_kind == "bfloat16" else (F32X, 4)
+    kind, width = (I16X, 2) if table_kind == "bfloat16" else (F32X, 4)
     tokens = body.load(PTR, body.arguments[2], 8 * Step.TOKENS)
     token = body.load(I64, tokens, body.mul(row, 8))
     size = get("size")
@@ -72,12 +75,12 @@ def emit_embed(module: ir.Module, table_kind: str) -> None:
     out = body.at(get.pointer("out"), body.mul(row, get("stride")))
     with body.loop(0, size, LANES) as index:
         value = body.load(kind, table, body.mul(index, width))
-        value = body.builder.fpext(value, F32X) if width == 2 else value
+        value = body.from_bfloat(value) if width == 2 else value
         body.store(value, out, body.mul(index, 4))
     body.end()
 
 
-def emit_largest(module: ir.Module) -> None:
+def emit_largest(module: Module) -> None:
     """Writes `largest`: the index of each row's largest logit, the first of several; arguments `layout.Largest`."""
     body, row, get = _begin(module, "largest", Largest)
     logits = body.at(get.pointer("logits"), body.mul(row, get("stride")))
@@ -107,7 +110,7 @@ def emit_largest(module: ir.Module) -> None:
     body.end()
 
 
-def each_row(module: ir.Module, name: str) -> Body:
+def each_row(module: Module, name: str) -> Body:
     """Writes a kernel whose tasks are some rows each, one after another, and gives the body for one row.
 
     Neighbours share cache lines, and should not be on different cores.
@@ -123,7 +126,7 @@ def each_row(module: ir.Module, name: str) -> Body:
     return one
 
 
-def _begin(module: ir.Module, name: str, arguments: Arguments) -> tuple[Body, Value, Reader]:
+def _begin(module: Module, name: str, arguments: Arguments) -> tuple[Body, Value, Reader]:
     body = each_row(module, name)
     return body, body.arguments[1], arguments.reader(body, body.arguments[0])
 
@@ -170,40 +173,47 @@ def _to_bfloat16(body: Body, row: Value, get: Reader, size: Value, source: Sourc
         body.store(body.to_bfloat(source(index)), out, body.mul(index, 2))
 
 
-def _to_int8(body: Body, row: Value, get: Reader, size: Value, source: Source) -> None:
-    """Whole numbers from -127 to 127, symmetric around 0, with a scale for each group."""
+def _to_whole(body: Body, row: Value, get: Reader, size: Value, source: Source, *, kind: ir.VectorType) -> None:
+    """Whole numbers, symmetric around 0, with a scale for each group."""
     builder = body.builder
     out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     groups = body.div(size, GROUP)
     first = body.mul(body.mul(groups, row), 4)
     scales = body.at(get.pointer("scales"), first)
     offsets = body.at(get.pointer("offsets"), first)
+    width = bytes_of(kind.element)
     with body.loop(0, groups) as group:
         start = body.mul(group, GROUP)
         values = [source(body.add(start, place)) for place in range(0, GROUP, LANES)]
         largest = body.absolute(values[0])
         for value in values[1:]:
             largest = body.larger(body.absolute(value), largest)
-        scale, inverse = quantizing(body, body.top(largest))
+        scale, inverse = quantizing(body, body.top(largest), kind)
         factor = body.splat(inverse)
         total = body.whole(0)
         for place, value in enumerate(values):
             whole = body.to_int(body.nearest(body.fmul(value, factor)))
             total = builder.add(total, whole)
-            body.store(builder.trunc(whole, I8X), out, body.add(start, place * LANES))
+            body.store(builder.trunc(whole, kind), out, body.mul(body.add(start, place * LANES), width))
         body.store(scale, scales, body.mul(group, 4))
         body.store(builder.mul(body.total(total), ir.Constant(I32, -128)), offsets, body.mul(group, 4))
 
 
-def quantizing(body: Body, top: Value) -> tuple[Value, Value]:
-    """The scale of numbers of which `top` is the largest, and what brings them to at most 127.
+def quantizing(body: Body, top: Value, kind: ir.VectorType) -> tuple[Value, Value]:
+    """The scale of numbers of which `top` is the largest, and what brings them to at most the largest of a type.
 
     Zeros, and numbers that no division can scale, have the scale 0 and become 0.
     """
     builder = body.builder
+    limit = ir.Constant(F32, float((1 << kind.element.width - 1) - 1))
     some = builder.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
-    scale = builder.select(some, body.fdiv(top, ir.Constant(F32, 127.0)), ir.Constant(F32, 0.0))
-    return scale, builder.select(some, body.fdiv(ir.Constant(F32, 127.0), top), ir.Constant(F32, 0.0))
+    scale = builder.select(some, body.fdiv(top, limit), ir.Constant(F32, 0.0))
+    return scale, builder.select(some, body.fdiv(limit, top), ir.Constant(F32, 0.0))
 
 
-_SINKS = {"float32": _to_float32, "bfloat16": _to_bfloat16, "int8": _to_int8}
+_SINKS: dict[str, Callable[[Body, Value, Reader, Value, Source], None]] = {
+    "float32": _to_float32,
+    "bfloat16": _to_bfloat16,
+    "int8": partial(_to_whole, kind=I8X),
+    "int16": partial(_to_whole, kind=I16X),
+}

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from argosy_services.engine.torch_engine.native.compile import Machine
-from argosy_services.engine.torch_engine.native.emit import I32, I64, PTR, VOID, Body, Value
+from argosy_services.engine.torch_engine.native.emit import I32, I64, PTR, VOID, Body, Module, Value
 
 # What the threads share, each on a cache line of its own.
 _GENERATION, _ARRIVED, _ASLEEP, _BASE, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = range(0, 640, 64)
@@ -28,7 +28,7 @@ _FUTEX = 202
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # Within this process.
 
 
-def emit_workers(module: ir.Module) -> None:
+def emit_workers(module: Module) -> None:
     """Writes `lead`, which starts a list and takes part in it, and `follow`, a thread's whole life."""
     _emit_work(module)
     lead = Body(module, "lead", [PTR])
@@ -55,7 +55,7 @@ def emit_workers(module: ir.Module) -> None:
     follow.end()
 
 
-def _emit_work(module: ir.Module) -> None:
+def _emit_work(module: Module) -> None:
     body = Body(module, "work", [PTR])
     (shared,) = body.arguments
     builder = body.builder
