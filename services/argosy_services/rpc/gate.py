@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from argosy_services.errors import ArgosyError, Reason
+from argosy_services.rpc.limit import TimeLimit
 
 
 class Phase(enum.Enum):
@@ -27,8 +28,8 @@ class Gate:
         self._idle = asyncio.Event()
         self._idle.set()
         self._cut_off = False
-        self._calls: set[asyncio.Timeout] = set()
-        self._watches: set[asyncio.Timeout] = set()
+        self._calls: set[TimeLimit] = set()
+        self._watches: set[TimeLimit] = set()
 
     def open(self) -> None:
         """Weights are loaded: take calls. Does nothing once the server drains."""
@@ -38,12 +39,14 @@ class Gate:
     def drain(self) -> None:
         """Take no new calls. Those that run go on; long-lived watches end."""
         self.phase = Phase.DRAINING
-        _expire(self._watches)
+        for limit in self._watches:
+            limit.end()
 
     def cut_off(self) -> None:
         """After `drain`: end the calls that still run."""
         self._cut_off = True
-        _expire(self._calls)
+        for limit in self._calls:
+            limit.end()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call runs. False: the time was up first."""
@@ -72,8 +75,8 @@ class Gate:
                 self._idle.set()
 
     @contextmanager
-    def bound(self, limit: asyncio.Timeout, *, watch: bool) -> Iterator[None]:
-        """Lets a time limit, which has been entered, run out early: a watch's with `drain`, a call's with `cut_off`."""
+    def bound(self, limit: TimeLimit, *, watch: bool) -> Iterator[None]:
+        """Ends a call's time early: a watch's with `drain`, any other's with `cut_off`."""
         if self.must_end(watch=watch):
             raise draining()
         limits = self._watches if watch else self._calls
@@ -86,13 +89,6 @@ class Gate:
     def must_end(self, *, watch: bool) -> bool:
         """Whether a call or watch that was admitted may not go on."""
         return self._cut_off or (watch and self.phase is Phase.DRAINING)
-
-
-def _expire(limits: set[asyncio.Timeout]) -> None:
-    now = asyncio.get_running_loop().time()
-    for limit in limits:
-        if not limit.expired():
-            limit.reschedule(now)
 
 
 def draining() -> ArgosyError:
