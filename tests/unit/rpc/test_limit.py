@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,7 @@ async def give(value: int, after_s: float = 0.0) -> int:
 
 async def test_steps_in_time_give_what_they_have() -> None:
     with TimeLimit(30.0) as limit:
-        assert [await limit.within(lambda: give(number)) for number in range(3)] == [0, 1, 2]
+        assert [await limit.within(partial(give, number)) for number in range(3)] == [0, 1, 2]
     with TimeLimit(None) as limit:
         assert await limit.within(lambda: give(4)) == 4
 
