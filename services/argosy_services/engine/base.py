@@ -261,7 +261,9 @@ class AdapterHost(Protocol):
         ...
 
     def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
-        """Puts an adapter into a slot between two steps. The future raises ADAPTER_SLOTS_FULL."""
+        """Puts an adapter into a slot between two steps. Once the future is done, whatever is submitted finds it; the
+        future raises ADAPTER_SLOTS_FULL.
+        """
         ...
 
     def unload_adapter(self, key: str) -> Future[None]:

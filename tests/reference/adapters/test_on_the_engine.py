@@ -18,7 +18,7 @@ from argosy_services.adapters.tiers import AdapterTiers
 from argosy_services.adapters.types import AdapterRecord, AdapterState
 from argosy_services.engine.base import Engine, Finish, Request, Sampling, StepOutput
 from argosy_services.engine.factory import create_engine
-from argosy_services.errors import Reason
+from argosy_services.errors import ArgosyError, Reason
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import GenerationSettings
 from argosy_services.storage.database import Database
@@ -200,3 +200,32 @@ async def test_an_adapter_of_another_model_is_refused(service: AdaptersService, 
     assert record.failure.reason == "WRONG_BASE_MODEL"
     assert "576" in record.failure.message
     assert "288" in record.failure.message
+
+
+async def test_a_promised_slot_is_there_for_whatever_is_submitted_next(running: Running, root: Path) -> None:
+    weights = running.engine.read_adapter(root / "one")
+    running.engine.load_adapter("settled", weights).result(30)
+    wanted = await running.answer("with a settled adapter", adapter="settled")
+    running.engine.unload_adapter("settled").result(30)
+    running.submit("long before", tokens=400)
+    await running.until(lambda: bool(running.tokens["long before"]))
+    for turn in range(6):
+        assert running.engine.load_adapter("promised", weights).done(), "no step has to end first"
+        assert await running.answer(f"at once {turn}", adapter="promised") == wanted
+        running.engine.unload_adapter("promised").result(30)
+    running.engine.cancel("long before")
+
+
+async def test_no_more_slots_are_promised_than_there_are(running: Running, root: Path) -> None:
+    weights = running.engine.read_adapter(root / "one")
+    for key in ("first", "second"):
+        running.engine.load_adapter(key, weights).result(30)
+    refused = running.engine.load_adapter("third", weights).exception(30)
+    assert isinstance(refused, ArgosyError)
+    assert refused.reason is Reason.ADAPTER_SLOTS_FULL
+    running.engine.unload_adapter("first").result(30)
+    running.engine.load_adapter("third", weights).result(30)
+    await running.answer("in the third", adapter="third")
+    for key in ("second", "third"):
+        running.engine.unload_adapter(key).result(30)
+    assert running.engine.stats().adapters == 0

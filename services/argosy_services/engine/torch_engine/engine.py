@@ -26,6 +26,7 @@ from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
 from argosy_services.engine.torch_engine.loop import EngineLoop, Parts
 from argosy_services.engine.torch_engine.lora.reader import read_peft_adapter
+from argosy_services.engine.torch_engine.lora.slots import Promises
 from argosy_services.engine.torch_engine.masks import MaskMaker
 from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.runners import Loaded, cores, load_runner
@@ -69,6 +70,7 @@ class TorchEngine:
         self._draft = draft
         self._shapes = shapes
         self._grammars = grammars
+        self._promises = Promises(settings.max_adapters)
         self._loop: EngineLoop | None = None
 
     @classmethod
@@ -162,14 +164,27 @@ class TorchEngine:
         return self._loaded.adapters.prepare(weights)
 
     def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
-        """Puts an adapter into a slot between two steps."""
+        """Promises an adapter a slot, which it has before the next step begins."""
         if not isinstance(weights, self._loaded.adapters.prepared):
             raise TypeError(f"these weights were read by another engine: {type(weights).__name__}")
-        return self._between_steps(lambda parts, _: parts.adapters.put(key, weights))
+        loop, promised = self._running(), Future[None]()
+        try:
+            self._promises.give(key)
+        except ArgosyError as error:
+            promised.set_exception(error)
+        else:
+            loop.post(lambda: loop.parts.adapters.put(key, weights))
+            promised.set_result(None)
+        return promised
 
     def unload_adapter(self, key: str) -> Future[None]:
         """Frees an adapter's slot between two steps."""
-        return self._between_steps(lambda _, loop: loop.drop_adapter(key))
+
+        def free(_: Parts, loop: EngineLoop) -> None:
+            loop.drop_adapter(key)
+            self._promises.take_back(key)
+
+        return self._between_steps(free)
 
     def stats(self) -> EngineStats:
         """The picture after the last step, also of an engine that has ended."""

@@ -3,6 +3,7 @@ rows, then each adapter's low-rank product for its own rows)."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,31 @@ class AdapterSlots:
             for key, indices in rows.items()
         ]
         return BatchAdapters(groups)
+
+
+class Promises:
+    """Which adapters were promised a slot. For any thread, while the slots themselves are for the engine's.
+
+    The engine takes commands in order: a sequence that is submitted after a promise finds the adapter, and nobody has
+    to wait for the end of a step.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._keys: set[str] = set()
+        self._lock = threading.Lock()
+
+    def give(self, key: str) -> None:
+        """Raises ADAPTER_SLOTS_FULL."""
+        with self._lock:
+            if len(self._keys) >= self._limit:
+                raise slots_full(self._limit)
+            self._keys.add(key)
+
+    def take_back(self, key: str) -> None:
+        """Once the slot is free. A key without a promise is ignored."""
+        with self._lock:
+            self._keys.discard(key)
 
 
 def slots_full(limit: int) -> ArgosyError:
