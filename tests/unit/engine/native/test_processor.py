@@ -19,17 +19,26 @@ pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for 
 
 # A processor of each kind, as LLVM calls it.
 EXAMPLES = {AVX512_BF16: "znver4", AVX512: "cascadelake", AVX2: "haswell"}
-HEADS = Heads(form="bfloat16", layers=2, heads=6, kv_heads=2, dim=64, scale=0.125, epsilon=1e-5)
 
 
 def assembly(kind: Processor, form: str) -> str:
     """The code of all kernels that depend on a format, for a kind of processor."""
     written, made = Module("kernels", kind), format_of(form, kind)
+    heads = Heads(
+        form="bfloat16",
+        given="bfloat16" if kind.bfloat16 else "float32",
+        layers=2,
+        heads=6,
+        kv_heads=2,
+        dim=64,
+        scale=0.125,
+        epsilon=1e-5,
+    )
     for each in {made.name: made, made.companion: format_of(made.companion, kind)}.values():
         emit_product(written, each)
     emit_rows(written, made.inputs, epsilon=1e-5)
-    emit_rotate(written, HEADS, normed=True)
-    emit_attend(written, HEADS)
+    emit_rotate(written, heads, normed=True)
+    emit_attend(written, heads)
     emit_embed(written, "bfloat16")
     emit_adapt(written, made.inputs)
     llvm.initialize_native_target()

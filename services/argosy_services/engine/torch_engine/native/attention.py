@@ -30,6 +30,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     Value,
 )
 from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Attend, Rotate, Step
+from argosy_services.engine.torch_engine.native.processor import Processor
 from argosy_services.engine.torch_engine.native.rows import each_row
 
 HEIGHT = 6
@@ -43,9 +44,12 @@ _LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The shape of attention. `form` is the type of the cache: float32 or bfloat16."""
+    """The shape of attention. `form` is the type of the cache: float32 or bfloat16, `given` that of what its keys and
+    values are multiplied by: the same where there are dot products of it, and float32 elsewhere.
+    """
 
     form: str
+    given: str
     layers: int
     heads: int
     kv_heads: int
@@ -54,10 +58,11 @@ class Heads:
     epsilon: float
 
     @classmethod
-    def of(cls, config: DecoderConfig, form: str) -> Heads:
+    def of(cls, config: DecoderConfig, form: str, processor: Processor) -> Heads:
         """The shape that a decoder has."""
         return cls(
             form=form,
+            given=form if processor.bfloat16 else "float32",
             layers=config.layers,
             heads=config.heads,
             kv_heads=config.kv_heads,
@@ -70,6 +75,11 @@ class Heads:
     def width(self) -> int:
         """Bytes of one number of the cache."""
         return 2 if self.form == "bfloat16" else 4
+
+    @property
+    def given_width(self) -> int:
+        """Bytes of one number that keys and values are multiplied by."""
+        return 2 if self.given == "bfloat16" else 4
 
     @property
     def tile_bytes(self) -> int:
@@ -113,14 +123,15 @@ def emit_rotate(module: Module, shape: Heads, *, normed: bool) -> None:
     cosines = body.at(get.pointer("cosines"), angles)
     sines = body.at(get.pointer("sines"), angles)
     inputs = body.at(get.pointer("inputs"), body.mul(row, get("stride")))
-    queries = body.at(get.pointer("queries"), body.mul(row, shape.heads * shape.dim * shape.width))
+    query_bytes = shape.dim * shape.given_width
+    queries = body.at(get.pointer("queries"), body.mul(row, shape.heads * query_bytes))
     lane = body.rem(slot, TILE)
     keys = body.at(get.pointer("cache"), body.mul(body.div(slot, TILE), shape.stride))
     values = body.at(keys, shape.tile_bytes)
     turned = body.scratch(shape.dim * 4)
 
-    def turn(source: Value, norm: Value | None, factor: float) -> None:
-        """Rotates a head into `turned`, in the type of the cache."""
+    def turn(source: Value, norm: Value | None, factor: float, width: int) -> None:
+        """Rotates a head into `turned`, in numbers of so many bytes."""
         scale = None if norm is None else _norm_factor(body, source, shape)
         for start in range(0, half, LANES):
             low, high = (body.load(F32X, source, 4 * (start + part)) for part in (0, half))
@@ -134,21 +145,21 @@ def emit_rotate(module: Module, shape: Heads, *, normed: bool) -> None:
             second = body.fadd(body.fmul(high, cosine), body.fmul(low, sine))
             for value, part in ((first, 0), (second, half)):
                 scaled = body.fmul(value, body.number(factor)) if factor != 1.0 else value
-                narrow = body.to_bfloat(scaled) if shape.width == 2 else scaled
-                body.store(narrow, turned, shape.width * (start + part))
+                narrow = body.to_bfloat(scaled) if width == 2 else scaled
+                body.store(narrow, turned, width * (start + part))
 
     query_norm = get.pointer("query_norm") if normed else None
     key_norm = get.pointer("key_norm") if normed else None
     head_bytes = shape.dim * 4
     with body.loop(0, shape.heads) as head:
-        turn(body.at(inputs, body.mul(head, head_bytes)), query_norm, shape.scale * _LOG2_E)
-        out = body.at(queries, body.mul(head, shape.dim * shape.width))
-        with body.loop(0, shape.dim * shape.width // 64) as index:
+        turn(body.at(inputs, body.mul(head, head_bytes)), query_norm, shape.scale * _LOG2_E, shape.given_width)
+        out = body.at(queries, body.mul(head, query_bytes))
+        with body.loop(0, query_bytes // 64) as index:
             line = body.load(I32X, turned, body.mul(index, 64))
             body.store(line, out, body.mul(index, 64))
     with body.loop(0, shape.kv_heads) as head:
         place = body.mul(head, shape.unit_bytes)
-        turn(body.at(inputs, body.mul(body.add(head, shape.heads), head_bytes)), key_norm, 1.0)
+        turn(body.at(inputs, body.mul(body.add(head, shape.heads), head_bytes)), key_norm, 1.0, shape.width)
         column = body.at(keys, body.add(place, body.mul(lane, 4)))
         with body.loop(0, shape.dim // shape.pair) as index:
             body.store(body.load(I32, turned, body.mul(index, 4)), column, body.mul(index, 64))
@@ -248,7 +259,7 @@ class _Attention:
             head = body.add(body.mul(self.head, group), body.rem(flat, group))
             limits.append(body.add(self.position, offset))
             vector = body.add(body.mul(row, shape.heads), head)
-            sources.append(body.at(self.queries, body.mul(vector, dim * shape.width)))
+            sources.append(body.at(self.queries, body.mul(vector, dim * shape.given_width)))
             targets.append(body.at(self.out, body.add(body.mul(row, self.stride), body.mul(head, dim * 4))))
         lowest = body.max(body.add(body.sub(limits[0], self.window), 1), 0)
         tops = [body.cell(F32X, body.number(_HIDDEN)) for _ in range(rows)]
@@ -303,8 +314,7 @@ class _Attention:
                 for key in following if rows < HEIGHT else ():
                     body.prefetch(key, body.mul(index, 64))
                 for row in range(rows):
-                    given = body.load(I32, sources[row], body.mul(index, 4))
-                    totals[row] = self._join_all(totals[row], lines, given)
+                    totals[row] = self._join_all(totals[row], lines, sources[row], index)
             for row in range(rows):
                 for cell, total in zip(cells[row], totals[row], strict=True):
                     cell.set(total)
@@ -336,8 +346,9 @@ class _Attention:
         for tile, score in enumerate(seen):
             weight = body.exp2(body.fsub(score, now))
             running = body.fadd(running, weight)
-            narrow = body.to_bfloat(weight) if self.shape.width == 2 else weight
-            body.store(narrow, self.weights, (index * SUPER + tile * TILE) * self.shape.width)
+            width = self.shape.given_width
+            narrow = body.to_bfloat(weight) if width == 2 else weight
+            body.store(narrow, self.weights, (index * SUPER + tile * TILE) * width)
         top.set(now)
         total.set(running)
         return shrink
@@ -361,7 +372,7 @@ class _Attention:
             with body.loop(0, _TILES) as number:
                 tile, next_tile = (body.load(PTR, listed, body.mul(number, 8)) for listed in (self.now, self.soon))
                 values, next_values = (body.at(start, shape.tile_bytes) for start in (tile, next_tile))
-                weights = body.at(self.weights, body.mul(number, TILE * shape.width))
+                weights = body.at(self.weights, body.mul(number, TILE * shape.given_width))
                 with body.loop(0, steps, _UNROLL) as start:
                     totals = [[cell.get() for cell in row] for row in cells]
                     for more in range(_UNROLL):
@@ -371,8 +382,8 @@ class _Attention:
                         for lane in range(0, wide, LANES) if rows < HEIGHT else ():
                             body.prefetch(next_values, body.add(at, 4 * lane))
                         for row in range(rows):
-                            place = body.add(body.mul(index, 4), row * SUPER * shape.width)
-                            totals[row] = self._join_all(totals[row], lines, body.load(I32, weights, place))
+                            of_row = body.at(weights, row * SUPER * shape.given_width)
+                            totals[row] = self._join_all(totals[row], lines, of_row, index)
                     for row in range(rows):
                         for cell, total in zip(cells[row], totals[row], strict=True):
                             cell.set(total)
@@ -383,9 +394,15 @@ class _Attention:
     def _line(self, pointer: Value, offset: Value) -> Value:
         return self.body.load(I32X if self.shape.width == 2 else F32X, pointer, offset, align=64)
 
-    def _join_all(self, totals: list[Value], lines: list[Value], given: Value) -> list[Value]:
-        body = self.body
-        if self.shape.width == 2:
-            return [body.pairs(total, line, given) for total, line in zip(totals, lines, strict=True)]
-        factor = body.splat(body.builder.bitcast(given, F32))
-        return [body.fma(line, factor, total) for total, line in zip(totals, lines, strict=True)]
+    def _join_all(self, totals: list[Value], lines: list[Value], given: Value, index: Value) -> list[Value]:
+        """`totals` plus lines of keys or values, each times the number, or pair of them, at an index of `given`."""
+        body, shape = self.body, self.shape
+        if shape.given_width == 2:
+            pair = body.load(I32, given, body.mul(index, 4))
+            return [body.pairs(total, line, pair) for total, line in zip(totals, lines, strict=True)]
+        here = body.at(given, body.mul(index, 4 * shape.pair))
+        factors = [body.splat(body.load(F32, here, 4 * part)) for part in range(shape.pair)]
+        parts = (lambda line: line,) if shape.pair == 1 else (body.first_of, body.second_of)
+        for part, factor in zip(parts, factors, strict=True):
+            totals = [body.fma(part(line), factor, total) for total, line in zip(totals, lines, strict=True)]
+        return totals

@@ -37,11 +37,11 @@ class Inputs:
 class Buffers:
     """float32 `[rows, columns]` unless said otherwise; `largest` is int64 `[LOGIT_ROWS]`."""
 
-    def __init__(self, config: DecoderConfig, rows: int, *, form: str, cache: str) -> None:
+    def __init__(self, config: DecoderConfig, rows: int, *, form: str, queries: str) -> None:
         query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.states = torch.zeros(rows, _whole(config.hidden_size))
         self.qkv = torch.zeros(rows, _whole(query + 2 * key_value))
-        self.queries = torch.zeros(rows, query, dtype=_TYPES[cache])
+        self.queries = torch.zeros(rows, query, dtype=_TYPES[queries])
         self.attended = torch.zeros(rows, query)
         self.gate_up = torch.zeros(rows, _whole(2 * config.intermediate_size))
         self.logits = torch.zeros(LOGIT_ROWS, _whole(config.vocab_size))

@@ -67,13 +67,13 @@ class NativeDecoder:
         self._adapters = adapters
         # Of keys, values and embeddings.
         self._cache_form = "float32" if form.name == "float32" else "bfloat16"
-        self._heads = Heads.of(config, self._cache_form)
+        self._heads = Heads.of(config, self._cache_form, form.processor)
         shelf = Shelf()
         self._layers = [pack_layer(layer, form, shelf) for layer in weights.layers]
         self._head_weights = pack(Linear(weights.head), self._companion, shelf)
         self._final_norm = weights.final_norm.float()
         self._embeddings = weights.embeddings
-        self._buffers = Buffers(config, max_rows, form=self._inputs, cache=self._cache_form)
+        self._buffers = Buffers(config, max_rows, form=self._inputs, queries=self._heads.given)
         self._cache = zeroed(slots // TILE * self._heads.stride)
         self._angles = _angles(config, max_positions)
         self._products: dict[int, int] = {}

@@ -335,13 +335,15 @@ class Body:
             kind = ir.VectorType(BF16, 2 * LANES)
             left, right = self.builder.bitcast(line, kind), self.builder.bitcast(given, kind)
             return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, left, right)
-        first = self.fma(self._first(line), self._first(given), total)
-        return self.fma(self._second(line), self._second(given), first)
+        total = self.fma(self.first_of(line), self.first_of(given), total)
+        return self.fma(self.second_of(line), self.second_of(given), total)
 
-    def _first(self, pair: Value) -> Value:
+    def first_of(self, pair: Value) -> Value:
+        """float32 of the first of two bfloat16 in each lane of int32."""
         return self.builder.bitcast(self.builder.shl(pair, self.whole(16)), F32X)
 
-    def _second(self, pair: Value) -> Value:
+    def second_of(self, pair: Value) -> Value:
+        """float32 of the second of two bfloat16 in each lane of int32."""
         return self.builder.bitcast(self.builder.and_(pair, self.whole(-(1 << 16))), F32X)
 
     @property
