@@ -16,7 +16,7 @@ class Linear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        self._fused = torch.backends.mkldnn.is_available()
+        self._fused = _fuses(weight.dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS) if self._fused else weight
         self._bias = bias
 
@@ -37,3 +37,10 @@ class Linear:
         if not self._fused:
             return functional.linear(states, self._weight, self._bias) + residual
         return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self._weight, self._bias, "add")
+
+
+def _fuses(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes with a type on this processor: with bfloat16 it refuses where AVX-512 is missing."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype is not torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

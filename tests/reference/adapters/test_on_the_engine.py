@@ -207,13 +207,13 @@ async def test_a_promised_slot_is_there_for_whatever_is_submitted_next(running: 
     running.engine.load_adapter("settled", weights).result(30)
     wanted = await running.answer("with a settled adapter", adapter="settled")
     running.engine.unload_adapter("settled").result(30)
-    running.submit("long before", tokens=400)
+    running.submit("long before", tokens=150)
     await running.until(lambda: bool(running.tokens["long before"]))
     for turn in range(6):
         assert running.engine.load_adapter("promised", weights).done(), "no step has to end first"
         assert await running.answer(f"at once {turn}", adapter="promised") == wanted
         running.engine.unload_adapter("promised").result(30)
-    running.engine.cancel("long before")
+    await running.until(lambda: "long before" in running.finished)
 
 
 async def test_no_more_slots_are_promised_than_there_are(running: Running, root: Path) -> None:
