@@ -24,10 +24,10 @@ from argosy_services.rpc import status
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.context import Call, open_call
 from argosy_services.rpc.gate import Gate, draining
-from argosy_services.rpc.limit import TimeLimit
 
 log = structlog.get_logger("argosy.rpc")
 
+T = TypeVar("T")
 Resp = TypeVar("Resp", bound=Message)
 
 # A client gives up by its own clock, a little before the server's: the deadline travels rounded up by at most 1 %.
@@ -58,9 +58,8 @@ def unary(response: type[Resp]) -> Callable[[Callable[[Any, Any, Call], Awaitabl
             with (
                 _observed(self, method.__name__, grpc_context) as attempt,
                 _admitted(self, request, attempt),
-                _in_time(attempt.call, self.gate) as limit,
             ):
-                return await limit.within(lambda: method(self, request, attempt.call))
+                return await _in_time(lambda: method(self, request, attempt.call), attempt.call, self.gate)
             return response()
 
         return _named(rpc, method)
@@ -86,9 +85,8 @@ def stream(
             ):
                 async with aclosing(cast(AsyncGenerator[Resp], method(self, request, attempt.call))) as events:
                     step = functools.partial(anext, events, None)
-                    with _in_time(attempt.call, self.gate, watch=watch) as limit:
-                        while (event := await limit.within(step)) is not None:
-                            yield event
+                    while (event := await _in_time(step, attempt.call, self.gate, watch=watch)) is not None:
+                        yield event
             if attempt.error is not None:
                 yield response()
 
@@ -148,15 +146,15 @@ def _admitted(servicer: Servicer, request: Any, attempt: _Attempt, *, counted: b
         yield
 
 
-@contextmanager
-def _in_time(call: Call, gate: Gate, *, watch: bool = False) -> Iterator[TimeLimit]:
-    """What a call's steps are awaited within: until its deadline, or until the gate ends what runs."""
-    limit = TimeLimit(call.remaining())
+async def _in_time(step: Callable[[], Awaitable[T]], call: Call, gate: Gate, *, watch: bool = False) -> T:
+    """Awaits a step, until the call's deadline or until the gate ends what runs."""
+    limit = asyncio.timeout(call.remaining())
     try:
-        with limit, gate.bound(limit, watch=watch):
-            yield limit
+        async with limit:
+            with gate.bound(limit, watch=watch):
+                return await step()
     except TimeoutError:
-        if not limit.is_over:
+        if not limit.expired():
             raise
         raise (draining() if gate.must_end(watch=watch) else deadline_exceeded()) from None
 

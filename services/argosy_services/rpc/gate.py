@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from argosy_services.errors import ArgosyError, Reason
-from argosy_services.rpc.limit import TimeLimit
 
 
 class Phase(enum.Enum):
@@ -28,8 +27,8 @@ class Gate:
         self._idle = asyncio.Event()
         self._idle.set()
         self._cut_off = False
-        self._calls: set[TimeLimit] = set()
-        self._watches: set[TimeLimit] = set()
+        self._calls: set[asyncio.Timeout] = set()
+        self._watches: set[asyncio.Timeout] = set()
 
     def open(self) -> None:
         """Weights are loaded: take calls. Does nothing once the server drains."""
@@ -39,14 +38,12 @@ class Gate:
     def drain(self) -> None:
         """Take no new calls. Those that run go on; long-lived watches end."""
         self.phase = Phase.DRAINING
-        for limit in self._watches:
-            limit.end()
+        _expire(self._watches)
 
     def cut_off(self) -> None:
         """After `drain`: end the calls that still run."""
         self._cut_off = True
-        for limit in self._calls:
-            limit.end()
+        _expire(self._calls)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call runs. False: the time was up first."""
@@ -75,8 +72,8 @@ class Gate:
                 self._idle.set()
 
     @contextmanager
-    def bound(self, limit: TimeLimit, *, watch: bool) -> Iterator[None]:
-        """Ends a call's time early: a watch's with `drain`, any other's with `cut_off`."""
+    def bound(self, limit: asyncio.Timeout, *, watch: bool) -> Iterator[None]:
+        """Lets a time limit, which has been entered, run out early: a watch's with `drain`, a call's with `cut_off`."""
         if self.must_end(watch=watch):
             raise draining()
         limits = self._watches if watch else self._calls
@@ -89,6 +86,13 @@ class Gate:
     def must_end(self, *, watch: bool) -> bool:
         """Whether a call or watch that was admitted may not go on."""
         return self._cut_off or (watch and self.phase is Phase.DRAINING)
+
+
+def _expire(limits: set[asyncio.Timeout]) -> None:
+    now = asyncio.get_running_loop().time()
+    for limit in limits:
+        if not limit.expired():
+            limit.reschedule(now)
 
 
 def draining() -> ArgosyError:

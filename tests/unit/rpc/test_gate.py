@@ -8,7 +8,6 @@ import pytest
 
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.rpc.gate import Gate, Phase
-from argosy_services.rpc.limit import TimeLimit
 
 
 def test_refuses_before_and_after() -> None:
@@ -57,8 +56,9 @@ async def test_a_watch_is_ended_by_drain_and_a_call_by_cut_off() -> None:
 
 
 async def _wait(gate: Gate, *, watch: bool) -> None:
-    with TimeLimit(30.0) as limit, gate.bound(limit, watch=watch):
-        await limit.within(lambda: asyncio.sleep(30))
+    async with asyncio.timeout(30) as limit:
+        with gate.bound(limit, watch=watch):
+            await asyncio.sleep(30)
 
 
 def _refusal(gate: Gate) -> Reason:
