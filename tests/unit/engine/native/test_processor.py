@@ -8,12 +8,16 @@ import llvmlite.binding as llvm
 import pytest
 
 from argosy_services.engine.torch_engine.native import is_supported
-from argosy_services.engine.torch_engine.native.attention import Heads, emit_attend, emit_rotate
+from argosy_services.engine.torch_engine.native.attention import emit_attend
 from argosy_services.engine.torch_engine.native.emit import Module
 from argosy_services.engine.torch_engine.native.gemm import emit_product, format_of
+from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, AVX512_BF16, X86_64, Processor, host
+from argosy_services.engine.torch_engine.native.rotate import emit_rotate
 from argosy_services.engine.torch_engine.native.rows import emit_embed, emit_rows
+
+from .test_native_decoder import PLAIN
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")
 
@@ -24,17 +28,8 @@ EXAMPLES = {AVX512_BF16: "znver4", AVX512: "cascadelake", AVX2: "haswell"}
 def assembly(kind: Processor, form: str) -> str:
     """The code of all kernels that depend on a format, for a kind of processor."""
     written, made = Module("kernels", kind), format_of(form, kind)
-    heads = Heads(
-        form="bfloat16",
-        given="bfloat16" if kind.bfloat16 else "float32",
-        layers=2,
-        heads=6,
-        kv_heads=2,
-        dim=64,
-        scale=0.125,
-        epsilon=1e-5,
-    )
-    for each in {made.name: made, made.companion: format_of(made.companion, kind)}.values():
+    heads = Heads.of(PLAIN, "bfloat16", kind)
+    for each in dict.fromkeys((made, made.companion)):
         emit_product(written, each)
     emit_rows(written, made.inputs, epsilon=1e-5)
     emit_rotate(written, heads, normed=True)

@@ -44,7 +44,7 @@ class NativeAdapters:
         of the base's weights.
         """
         self._limit = limit
-        self._lay = Narrower(form.processor) if form.companion == "int8" else _exact
+        self._lay = Narrower(form.processor) if form.companion.name == "int8" else _exact
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))

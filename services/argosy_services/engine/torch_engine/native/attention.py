@@ -1,8 +1,4 @@
-"""Attention over the paged cache, and what goes before it: rotary positions and writing keys and values.
-
-The cache is a row of tiles of 16 tokens. A tile holds, for each layer and key-value head, the keys so that one vector
-has one dimension (or a pair of them) of all 16 tokens, then the values so that one vector has 16 dimensions of a token
-(or of a pair): scores and sums are then plain vector products, without gathering and without sums across lanes.
+"""Attention over the paged cache, whose layout is that of `heads.py`.
 
 A task is some query vectors of one sequence that share a key-value head, at most `HEIGHT`, and all their keys. Softmax
 goes along the keys in steps of 64 tokens at fixed positions with a running maximum (Milakov and Gimelshein, 2018; Dao
@@ -15,7 +11,6 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.native.emit import (
     F32,
     F32X,
@@ -29,9 +24,9 @@ from argosy_services.engine.torch_engine.native.emit import (
     Module,
     Value,
 )
-from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Attend, Rotate, Step
-from argosy_services.engine.torch_engine.native.processor import Processor
-from argosy_services.engine.torch_engine.native.rows import each_row
+from argosy_services.engine.torch_engine.native.heads import Heads
+from argosy_services.engine.torch_engine.native.instructions import first_of, pairs, second_of, to_bfloat
+from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Attend, Step
 
 HEIGHT = 6
 _TILES = SUPER // TILE
@@ -39,152 +34,6 @@ _TILES = SUPER // TILE
 _UNROLL = 4
 # Smaller than any score, and still a number: infinities would make NaN where a whole step is hidden.
 _HIDDEN = -1e30
-_LOG2_E = 1.4426950408889634
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """The shape of attention. `form` is the type of the cache: float32 or bfloat16, `given` that of what its keys and
-    values are multiplied by: the same where there are dot products of it, and float32 elsewhere.
-    """
-
-    form: str
-    given: str
-    layers: int
-    heads: int
-    kv_heads: int
-    dim: int
-    scale: float
-    epsilon: float
-
-    @classmethod
-    def of(cls, config: DecoderConfig, form: str, processor: Processor) -> Heads:
-        """The shape that a decoder has."""
-        return cls(
-            form=form,
-            given=form if processor.bfloat16 else "float32",
-            layers=config.layers,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            dim=config.head_dim,
-            scale=config.head_dim**-0.5,
-            epsilon=config.norm_eps,
-        )
-
-    @property
-    def width(self) -> int:
-        """Bytes of one number of the cache."""
-        return 2 if self.form == "bfloat16" else 4
-
-    @property
-    def given_width(self) -> int:
-        """Bytes of one number that keys and values are multiplied by."""
-        return 2 if self.given == "bfloat16" else 4
-
-    @property
-    def tile_bytes(self) -> int:
-        """Bytes of the keys, or values, of one tile and head."""
-        return TILE * self.dim * self.width
-
-    @property
-    def unit_bytes(self) -> int:
-        """Bytes of one tile and head: keys, then values."""
-        return 2 * self.tile_bytes
-
-    @property
-    def layer_bytes(self) -> int:
-        """Bytes of one tile in one layer."""
-        return self.kv_heads * self.unit_bytes
-
-    @property
-    def stride(self) -> int:
-        """Bytes from a tile to the next one: all layers of a tile lie together."""
-        return self.layers * self.layer_bytes
-
-    @property
-    def pair(self) -> int:
-        """Numbers that one lane multiplies at once."""
-        return 4 // self.width
-
-
-def emit_rotate(module: Module, shape: Heads, *, normed: bool) -> None:
-    """Writes `rotate`: one row of query, key and value to scaled queries and the cache; arguments `layout.Rotate`.
-
-    Positions turn the halves of a head against each other (Su et al., 2021); with `normed` each head goes through
-    RMSNorm first.
-    """
-    body = each_row(module, "rotate")
-    arguments, row, step = body.arguments
-    get = Rotate.reader(body, arguments)
-    position = body.load(I64, body.load(PTR, step, 8 * Step.POSITIONS), body.mul(row, 8))
-    slot = body.load(I64, body.load(PTR, step, 8 * Step.SLOTS), body.mul(row, 8))
-    half = shape.dim // 2
-    angles = body.mul(position, half * 4)
-    cosines = body.at(get.pointer("cosines"), angles)
-    sines = body.at(get.pointer("sines"), angles)
-    inputs = body.at(get.pointer("inputs"), body.mul(row, get("stride")))
-    query_bytes = shape.dim * shape.given_width
-    queries = body.at(get.pointer("queries"), body.mul(row, shape.heads * query_bytes))
-    lane = body.rem(slot, TILE)
-    keys = body.at(get.pointer("cache"), body.mul(body.div(slot, TILE), shape.stride))
-    values = body.at(keys, shape.tile_bytes)
-    turned = body.scratch(shape.dim * 4)
-
-    def turn(source: Value, norm: Value | None, factor: float, width: int) -> None:
-        """Rotates a head into `turned`, in numbers of so many bytes."""
-        scale = None if norm is None else _norm_factor(body, source, shape)
-        for start in range(0, half, LANES):
-            low, high = (body.load(F32X, source, 4 * (start + part)) for part in (0, half))
-            if norm is not None and scale is not None:
-                low, high = (
-                    body.fmul(body.fmul(value, scale), body.load(F32X, norm, 4 * (start + part)))
-                    for value, part in ((low, 0), (high, half))
-                )
-            cosine, sine = (body.load(F32X, table, 4 * start) for table in (cosines, sines))
-            first = body.fsub(body.fmul(low, cosine), body.fmul(high, sine))
-            second = body.fadd(body.fmul(high, cosine), body.fmul(low, sine))
-            for value, part in ((first, 0), (second, half)):
-                scaled = body.fmul(value, body.number(factor)) if factor != 1.0 else value
-                narrow = body.to_bfloat(scaled) if width == 2 else scaled
-                body.store(narrow, turned, width * (start + part))
-
-    query_norm = get.pointer("query_norm") if normed else None
-    key_norm = get.pointer("key_norm") if normed else None
-    head_bytes = shape.dim * 4
-    with body.loop(0, shape.heads) as head:
-        turn(body.at(inputs, body.mul(head, head_bytes)), query_norm, shape.scale * _LOG2_E, shape.given_width)
-        out = body.at(queries, body.mul(head, query_bytes))
-        with body.loop(0, query_bytes // 64) as index:
-            line = body.load(I32X, turned, body.mul(index, 64))
-            body.store(line, out, body.mul(index, 64))
-    with body.loop(0, shape.kv_heads) as head:
-        place = body.mul(head, shape.unit_bytes)
-        turn(body.at(inputs, body.mul(body.add(head, shape.heads), head_bytes)), key_norm, 1.0, shape.width)
-        column = body.at(keys, body.add(place, body.mul(lane, 4)))
-        with body.loop(0, shape.dim // shape.pair) as index:
-            body.store(body.load(I32, turned, body.mul(index, 4)), column, body.mul(index, 64))
-        source = body.at(inputs, body.mul(body.add(head, shape.heads + shape.kv_heads), head_bytes))
-        line = body.at(values, body.add(place, body.mul(body.div(lane, shape.pair), shape.dim * 4)))
-        if shape.pair == 1:
-            with body.loop(0, shape.dim, LANES) as index:
-                body.store(body.load(F32X, source, body.mul(index, 4)), line, body.mul(index, 4))
-        else:
-            line = body.at(line, body.mul(body.rem(lane, 2), 2))
-            with body.loop(0, shape.dim, LANES) as index:
-                narrow = body.to_bfloat(body.load(F32X, source, body.mul(index, 4)))
-                for number in range(LANES):
-                    value = body.builder.extract_element(narrow, ir.Constant(I32, number))
-                    body.store(value, line, body.mul(body.add(index, number), 4))
-    body.end()
-
-
-def _norm_factor(body: Body, source: Value, shape: Heads) -> Value:
-    squares = body.number(0.0)
-    for start in range(0, shape.dim, LANES):
-        value = body.load(F32X, source, 4 * start)
-        squares = body.fma(value, value, squares)
-    mean = body.fdiv(body.sum(squares), ir.Constant(F32, float(shape.dim)))
-    return body.splat(body.fdiv(ir.Constant(F32, 1.0), body.root(body.fadd(mean, ir.Constant(F32, shape.epsilon)))))
 
 
 def emit_attend(module: Module, shape: Heads) -> None:
@@ -347,7 +196,7 @@ class _Attention:
             weight = body.exp2(body.fsub(score, now))
             running = body.fadd(running, weight)
             width = self.shape.given_width
-            narrow = body.to_bfloat(weight) if width == 2 else weight
+            narrow = to_bfloat(body, weight) if width == 2 else weight
             body.store(narrow, self.weights, (index * SUPER + tile * TILE) * width)
         top.set(now)
         total.set(running)
@@ -399,10 +248,15 @@ class _Attention:
         body, shape = self.body, self.shape
         if shape.given_width == 2:
             pair = body.load(I32, given, body.mul(index, 4))
-            return [body.pairs(total, line, pair) for total, line in zip(totals, lines, strict=True)]
+            return [pairs(body, total, line, pair) for total, line in zip(totals, lines, strict=True)]
         here = body.at(given, body.mul(index, 4 * shape.pair))
         factors = [body.splat(body.load(F32, here, 4 * part)) for part in range(shape.pair)]
-        parts = (lambda line: line,) if shape.pair == 1 else (body.first_of, body.second_of)
-        for part, factor in zip(parts, factors, strict=True):
-            totals = [body.fma(part(line), factor, total) for total, line in zip(totals, lines, strict=True)]
-        return totals
+        return [self._join(total, line, factors) for total, line in zip(totals, lines, strict=True)]
+
+    def _join(self, total: Value, line: Value, factors: list[Value]) -> Value:
+        """`total` plus a line times a factor, or the numbers of a line of pairs times one each."""
+        body = self.body
+        numbers = [line] if len(factors) == 1 else [first_of(body, line), second_of(body, line)]
+        for number, factor in zip(numbers, factors, strict=True):
+            total = body.fma(number, factor, total)
+        return total

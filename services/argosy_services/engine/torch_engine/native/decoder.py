@@ -10,11 +10,12 @@ from argosy_services.engine.torch_engine.config import DecoderConfig, RopeConfig
 from argosy_services.engine.torch_engine.models.rope import rope_tables
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights, Linear
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
-from argosy_services.engine.torch_engine.native.attention import Heads, emit_attend, emit_rotate
+from argosy_services.engine.torch_engine.native.attention import emit_attend
 from argosy_services.engine.torch_engine.native.buffers import Buffers, Inputs, stride
 from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import Module
-from argosy_services.engine.torch_engine.native.gemm import ROWS, Format, emit_product, format_of
+from argosy_services.engine.torch_engine.native.gemm import ROWS, Format, emit_product
+from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.layout import (
     GROUP,
     MODULES,
@@ -32,6 +33,7 @@ from argosy_services.engine.torch_engine.native.layout import (
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
 from argosy_services.engine.torch_engine.native.packing import Packed, PackedLayer, pack, pack_layer
+from argosy_services.engine.torch_engine.native.rotate import emit_rotate
 from argosy_services.engine.torch_engine.native.rows import emit_embed, emit_largest, emit_rows
 from argosy_services.engine.torch_engine.native.workers import OperationList, Workers, emit_workers
 
@@ -63,14 +65,13 @@ class NativeDecoder:
         self._form = form
         self._threads = threads
         self._inputs = form.inputs
-        self._companion = format_of(form.companion, form.processor)
         self._adapters = adapters
         # Of keys, values and embeddings.
         self._cache_form = "float32" if form.name == "float32" else "bfloat16"
         self._heads = Heads.of(config, self._cache_form, form.processor)
         shelf = Shelf()
         self._layers = [pack_layer(layer, form, shelf) for layer in weights.layers]
-        self._head_weights = pack(Linear(weights.head), self._companion, shelf)
+        self._head_weights = pack(Linear(weights.head), form.companion, shelf)
         self._final_norm = weights.final_norm.float()
         self._embeddings = weights.embeddings
         self._buffers = Buffers(config, max_rows, form=self._inputs, queries=self._heads.given)
@@ -116,7 +117,7 @@ class NativeDecoder:
     def _emit(self) -> Module:
         module = Module("decoder", self._form.processor)
         emit_workers(module)
-        for form in {form.name: form for form in (self._form, self._companion)}.values():
+        for form in dict.fromkeys((self._form, self._form.companion)):
             emit_product(module, form)
         emit_rows(module, self._inputs, epsilon=self.config.norm_eps)
         emit_rotate(module, self._heads, normed=self.config.qk_norm)

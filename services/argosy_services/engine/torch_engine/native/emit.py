@@ -1,7 +1,6 @@
 """A small language for kernels: Python that writes LLVM IR with explicit vectors.
 
-Everything is 512 bits wide (16 float32 or int32); LLVM splits vectors on processors whose registers are shorter. What a
-processor has no instruction for is written in others that it has, here and nowhere else.
+Everything is 512 bits wide (16 float32 or int32); LLVM splits vectors on processors whose registers are shorter.
 Addresses are byte offsets from pointers. Nothing here reorders or contracts arithmetic: a kernel computes what it says,
 so that a row's result is the same whatever else is in the batch.
 """
@@ -17,28 +16,12 @@ from llvmlite import ir
 from argosy_services.engine.torch_engine.native.processor import Processor
 
 LANES = 16
+LOG2_E = 1.4426950408889634
+"""What turns a power of e into one of 2."""
 I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32 = ir.FloatType()
 PTR = ir.PointerType()
 VOID = ir.VoidType()
-
-
-class _BFloat(ir.Type):
-    """bfloat16, which llvmlite has no class for."""
-
-    intrinsic_name = "bf16"
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-BF16 = _BFloat()
 F32X = ir.VectorType(F32, LANES)
 I32X = ir.VectorType(I32, LANES)
 I16X = ir.VectorType(I16, LANES)
@@ -291,9 +274,21 @@ class Body:
         """The largest lane."""
         return self._fold(value, self.larger)
 
+    def halves(self, value: Value) -> list[Value]:
+        """The lower and the upper half of a vector."""
+        kind, width = value.type, value.type.count // 2
+        return [
+            self.builder.shuffle_vector(
+                value,
+                ir.Constant(kind, ir.Undefined),
+                ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))),
+            )
+            for start in (0, width)
+        ]
+
     def _fold(self, value: Value, join: Any) -> Value:
         while value.type.count > 1:
-            value = join(*self._halves(value))
+            value = join(*self.halves(value))
         return self.builder.extract_element(value, ir.Constant(I32, 0))
 
     def exp2(self, value: Value) -> Value:
@@ -312,87 +307,6 @@ class Body:
         bits = builder.shl(builder.add(self.to_int(whole), self.whole(127)), self.whole(23))
         power = builder.select(tiny, self.number(0.0), builder.bitcast(bits, F32X))
         return self.fmul(result, power)
-
-    def to_bfloat(self, value: Value) -> Value:
-        """float32 rounded to bfloat16, halves to even ones, as the int16 that its bits are."""
-        builder = self.builder
-        if self.processor.bfloat16:
-            return builder.bitcast(builder.fptrunc(value, ir.VectorType(BF16, LANES)), I16X)
-        bits = builder.bitcast(value, I32X)
-        odd = builder.and_(builder.lshr(bits, self.whole(16)), self.whole(1))
-        rounded = builder.add(bits, builder.add(odd, self.whole(0x7FFF)))
-        return builder.trunc(builder.lshr(rounded, self.whole(16)), I16X)
-
-    def from_bfloat(self, bits: Value) -> Value:
-        """float32 of the bits of bfloat16."""
-        builder = self.builder
-        return builder.bitcast(builder.shl(builder.zext(bits, I32X), self.whole(16)), F32X)
-
-    def pairs(self, total: Value, line: Value, given: Value) -> Value:
-        """`total` plus, in each lane, the product of two bfloat16 in the int32 of `line` with those in `given`."""
-        given = self.splat(given)
-        if self.processor.bfloat16:
-            kind = ir.VectorType(BF16, 2 * LANES)
-            left, right = self.builder.bitcast(line, kind), self.builder.bitcast(given, kind)
-            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", F32X, total, left, right)
-        total = self.fma(self.first_of(line), self.first_of(given), total)
-        return self.fma(self.second_of(line), self.second_of(given), total)
-
-    def first_of(self, pair: Value) -> Value:
-        """float32 of the first of two bfloat16 in each lane of int32."""
-        return self.builder.bitcast(self.builder.shl(pair, self.whole(16)), F32X)
-
-    def second_of(self, pair: Value) -> Value:
-        """float32 of the second of two bfloat16 in each lane of int32."""
-        return self.builder.bitcast(self.builder.and_(pair, self.whole(-(1 << 16))), F32X)
-
-    @property
-    def byte_line(self) -> ir.VectorType:
-        """A step of bytes: for each lane as many as are multiplied at once."""
-        return ir.VectorType(I8, self.processor.together * LANES)
-
-    def dots(self, total: Value, line: Value, given: Value) -> Value:
-        """`total` plus, in each lane, the products of unsigned bytes of `line` with the signed numbers in `given`: four
-        of 8 bits, or two of 16.
-        """
-        builder, given = self.builder, self.splat(given)
-        if self.processor.wide:
-            return self.call("llvm.x86.avx512.vpdpbusd.512", I32X, total, line, builder.bitcast(given, self.byte_line))
-        whole = ir.VectorType(I16, 2 * LANES)
-        low, high = (
-            self.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, LANES // 2), left, right)
-            for left, right in zip(
-                self._halves(builder.zext(line, whole)), self._halves(builder.bitcast(given, whole)), strict=True
-            )
-        )
-        joined = builder.shuffle_vector(low, high, ir.Constant(I32X, list(range(LANES))))
-        return builder.add(total, joined)
-
-    def low_halves(self, line: Value) -> Value:
-        """The lower four bits of each byte."""
-        return self.builder.and_(line, ir.Constant(self.byte_line, [15] * self.byte_line.count))
-
-    def high_halves(self, line: Value) -> Value:
-        """The upper four bits of each byte."""
-        return self.builder.lshr(line, ir.Constant(self.byte_line, [4] * self.byte_line.count))
-
-    def look_up(self, table: Sequence[int], indices: Value) -> Value:
-        """For each byte of `indices`, from 0 to 15, what `table` has there."""
-        name = "llvm.x86.avx512.pshuf.b.512" if self.processor.wide else "llvm.x86.avx2.pshuf.b"
-        lines = ir.Constant(self.byte_line, [*table] * (self.byte_line.count // len(table)))
-        return self.call(name, self.byte_line, lines, indices)
-
-    def _halves(self, value: Value) -> list[Value]:
-        """The lower and the upper half of a vector."""
-        kind, width = value.type, value.type.count // 2
-        return [
-            self.builder.shuffle_vector(
-                value,
-                ir.Constant(kind, ir.Undefined),
-                ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))),
-            )
-            for start in (0, width)
-        ]
 
     # Functions.
 
@@ -416,10 +330,10 @@ def bytes_of(kind: ir.Type) -> int:
     """How many bytes a number takes."""
     if isinstance(kind, ir.PointerType):
         return 8
-    return {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "float": 4, "bfloat": 2}[str(kind)]
+    return {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "float": 4}[str(kind)]
 
 
 def _name(kind: ir.Type) -> str:
     if isinstance(kind, ir.VectorType):
         return f"v{kind.count}{_name(kind.element)}"
-    return {"float": "f32", "i32": "i32", "i64": "i64", "bfloat": "bf16"}[str(kind)]
+    return {"float": "f32", "i32": "i32", "i64": "i64"}[str(kind)]

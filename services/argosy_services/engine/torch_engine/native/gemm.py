@@ -8,9 +8,9 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
 
 from llvmlite import ir
 
@@ -29,49 +29,31 @@ from argosy_services.engine.torch_engine.native.emit import (
     Value,
     bytes_of,
 )
+from argosy_services.engine.torch_engine.native.instructions import (
+    byte_line,
+    dots,
+    from_bfloat,
+    high_halves,
+    look_up,
+    low_halves,
+    pairs,
+)
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP, LEVELS, Product, Step
 from argosy_services.engine.torch_engine.native.processor import Processor
 
 # Rows that share one pass over a chunk of weights, and those whose sums are in registers at once.
 ROWS = 128
 HEIGHT = 6
-# Steps along the inputs that stand one after another in a loop. LLVM orders the sums of integers anew, and takes more
-# registers for them than narrow processors have; pairs of bfloat16 that are taken apart need more as well.
+# Steps along the inputs that stand one after another in a loop.
 _UNROLL = 4
-_INTEGERS_UNROLL = {True: 4, False: 2}
-_PAIRS_UNROLL = {True: 4, False: 1}
 # With so few rows the time goes into reading weights, which are asked for so many bytes ahead of their use. More rows
 # leave time to ask for the whole chunk that the thread takes next; prompts multiply each weight so often that they need
 # nothing.
 _FEW = 2
 _AHEAD = 2_048
-
-
-class Format(Protocol):
-    """How weights are stored and multiplied on a kind of processor."""
-
-    name: ClassVar[str]
-    companion: ClassVar[str]
-    """The format of matrices whose exactness decides about the model's; also of the factors of adapters."""
-
-    @property
-    def processor(self) -> Processor:
-        """What the kernels are written for."""
-        ...
-
-    @property
-    def inputs(self) -> str:
-        """The type that rows have before they are multiplied."""
-        ...
-
-    @property
-    def vectors(self) -> int:
-        """How many times 16 columns make a stream."""
-        ...
-
-    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
-        """The float32 sums `[rows][vectors]` of a tile."""
-        ...
+# The sums of a tile, `[rows][vectors]`: while they are made, and when they are there.
+Cells = list[list[Cell]]
+Tile = list[list[Value]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +70,87 @@ class Operands:
 
 
 @dataclass(frozen=True)
-class Int8:
+class Format(ABC):
+    """How weights are stored and multiplied on a kind of processor."""
+
+    name: str
+    processor: Processor
+
+    @property
+    def companion(self) -> Format:
+        """The format of matrices whose exactness decides about the model's; also of the factors of adapters."""
+        return self
+
+    @property
+    @abstractmethod
+    def inputs(self) -> str:
+        """The type that rows have before they are multiplied."""
+
+    @property
+    @abstractmethod
+    def together(self) -> int:
+        """Neighbouring inputs that are multiplied at once: 32 bits of them."""
+
+    @abstractmethod
+    def multiply(self, body: Body, rows: int, operands: Operands) -> Tile:
+        """The float32 sums of a tile."""
+
+    @abstractmethod
+    def join(self, body: Body, total: Value, weight: Value, given: Value) -> Value:
+        """`total` plus a vector of weights times the inputs in the int32 `given`."""
+
+    def _add(self, body: Body, cells: Cells, operands: Operands, lines: Iterable[list[Value]], start: Value) -> None:
+        """Adds, for every row, the products of the lines that stand one after another."""
+        totals = [[cell.get() for cell in row] for row in cells]
+        row_bytes = body.mul(operands.size, 4 // self.together)
+        for more, weights in enumerate(lines):
+            at = body.mul(body.add(start, more), 4)
+            for row, total in enumerate(totals):
+                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), at))
+                totals[row] = [
+                    self.join(body, part, weight, given) for part, weight in zip(total, weights, strict=True)
+                ]
+        for row, total in zip(cells, totals, strict=True):
+            for cell, value in zip(row, total, strict=True):
+                cell.set(value)
+
+
+class Exact(Format):
+    """Weights as they are, summed in float32: bfloat16 in pairs, or float32, which any processor has."""
+
+    @property
+    def inputs(self) -> str:
+        """See `Format`."""
+        return self.name
+
+    @property
+    def together(self) -> int:
+        """See `Format`."""
+        return 2 if self.name == "bfloat16" else 1
+
+    def multiply(self, body: Body, rows: int, operands: Operands) -> Tile:
+        """See `Format`."""
+        kind = I32X if self.together == 2 else F32X
+        # Pairs that are taken apart need more registers.
+        unroll = _UNROLL if self.together == 1 or self.processor.bfloat16 else 1
+        sums = _cells(body, F32X, rows)
+        with body.loop(0, body.div(operands.size, self.together), unroll) as start:
+            self._add(body, sums, operands, _lines(body, kind, operands, start, unroll), start)
+        return [[cell.get() for cell in row] for row in sums]
+
+    def join(self, body: Body, total: Value, weight: Value, given: Value) -> Value:
+        """See `Format`."""
+        if self.together == 2:
+            return pairs(body, total, weight, given)
+        return body.fma(weight, body.splat(body.builder.bitcast(given, F32)), total)
+
+
+class Int8(Format):
     """Bytes: weights with a scale per column, inputs with one for each group of 64.
 
     Inputs are int8 where the processor multiplies bytes, and int16 elsewhere. Weights are stored as unsigned bytes, 128
     too large; `offsets` take that away again.
     """
-
-    processor: Processor
-    name: ClassVar[str] = "int8"
-    companion: ClassVar[str] = "int8"
 
     @property
     def inputs(self) -> str:
@@ -105,63 +158,54 @@ class Int8:
         return "int8" if self.processor.wide else "int16"
 
     @property
-    def vectors(self) -> int:
+    def together(self) -> int:
         """See `Format`."""
-        return self.processor.vectors
+        return self.processor.together
 
     @property
-    def group_bytes(self) -> int:
+    def _group_bytes(self) -> int:
         """Bytes of a group of inputs in one stream."""
-        return GROUP * LANES * self.vectors
+        return GROUP * LANES * self.processor.vectors
 
-    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
+    @property
+    def _unroll(self) -> int:
+        # LLVM orders sums of integers anew, and takes more registers for them than narrow processors have.
+        return _UNROLL if self.processor.wide else 2
+
+    def multiply(self, body: Body, rows: int, operands: Operands) -> Tile:
         """See `Format`."""
-        sums = _cells(body, F32X, rows, self.vectors)
-        parts = _cells(body, I32X, rows, self.vectors)
+        sums, parts = _cells(body, F32X, rows), _cells(body, I32X, rows)
         groups = body.div(operands.size, GROUP)
-        steps = GROUP // self.processor.together
+        steps = GROUP // self.together
         with body.loop(0, groups) as group:
-            for row in range(rows):
-                offset = body.splat(body.load(I32, operands.offsets, self._group(body, groups, row, group)))
-                for cell in parts[row]:
-                    cell.set(offset)
-            stream = body.at(operands.weights, body.mul(group, self.group_bytes))
+            places = [body.mul(body.add(body.mul(groups, row), group), 4) for row in range(rows)]
+            for place, row_parts in zip(places, parts, strict=True):
+                offset = body.splat(body.load(I32, operands.offsets, place))
+                for part in row_parts:
+                    part.set(offset)
+            stream = body.at(operands.weights, body.mul(group, self._group_bytes))
             inputs = body.at(operands.inputs, body.mul(group, steps * 4))
+            here = replace(operands, weights=stream, inputs=inputs)
             with body.loop(0, steps, self._unroll) as start:
-                self._multiply_some(body, parts, replace(operands, weights=stream, inputs=inputs), start)
-            for row in range(rows):
-                scale = body.splat(body.load(F32, operands.scales, self._group(body, groups, row, group)))
-                for vector, (cell, part) in enumerate(zip(sums[row], parts[row], strict=True)):
+                self._add(body, parts, here, self._weights(body, here, start), start)
+            for place, row_parts, row_sums in zip(places, parts, sums, strict=True):
+                scale = body.splat(body.load(F32, operands.scales, place))
+                for vector, (part, total) in enumerate(zip(row_parts, row_sums, strict=True)):
                     factor = self._factor(body, scale, stream, vector)
-                    cell.set(body.fma(body.to_float(part.get()), factor, cell.get()))
-        return _values(sums)
+                    total.set(body.fma(body.to_float(part.get()), factor, total.get()))
+        return [[cell.get() for cell in row] for row in sums]
+
+    def join(self, body: Body, total: Value, weight: Value, given: Value) -> Value:
+        """See `Format`."""
+        return dots(body, total, weight, given)
 
     def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
         """The stream's bytes for each of the steps that stand one after another."""
-        return _lines(body, body.byte_line, operands, start, self._unroll, vectors=self.vectors)
+        return _lines(body, byte_line(body), operands, start, self._unroll)
 
     def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
         """What a group's sums are multiplied by, where its inputs have a scale."""
         return scale
-
-    def _multiply_some(self, body: Body, parts: list[list[Cell]], operands: Operands, start: Value) -> None:
-        """As many inputs of every row as are multiplied at once."""
-        totals = _values(parts)
-        row_bytes = body.mul(operands.size, 4 // self.processor.together)
-        for more, weights in enumerate(self._weights(body, operands, start)):
-            at = body.mul(body.add(start, more), 4)
-            for row, total in enumerate(totals):
-                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), at))
-                totals[row] = [body.dots(part, weight, given) for part, weight in zip(total, weights, strict=True)]
-        _set(parts, totals)
-
-    @property
-    def _unroll(self) -> int:
-        return _INTEGERS_UNROLL[self.processor.wide]
-
-    @staticmethod
-    def _group(body: Body, groups: Value, row: int, group: Value) -> Value:
-        return body.mul(body.add(body.mul(groups, row), group), 4)
 
 
 class Int4(Int8):
@@ -171,85 +215,31 @@ class Int4(Int8):
     registers they become the bytes that `Int8` multiplies.
     """
 
-    name = "int4"
+    @property
+    def companion(self) -> Format:
+        """See `Format`."""
+        return Int8("int8", self.processor)
 
     @property
-    def group_bytes(self) -> int:
-        """Bytes of a group of inputs in one stream."""
-        return LANES * self.vectors * (2 + GROUP // 2)
+    def _group_bytes(self) -> int:
+        return LANES * self.processor.vectors * (2 + GROUP // 2)
 
     def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
-        lines = replace(operands, weights=body.at(operands.weights, self.vectors * LANES * 2))
-        pairs = _lines(body, body.byte_line, lines, body.div(start, 2), self._unroll // 2, vectors=self.vectors)
-        for both in pairs:
-            yield [body.look_up(LEVELS, body.low_halves(line)) for line in both]
-            yield [body.look_up(LEVELS, body.high_halves(line)) for line in both]
+        lines = replace(operands, weights=body.at(operands.weights, self.processor.vectors * LANES * 2))
+        for both in _lines(body, byte_line(body), lines, body.div(start, 2), self._unroll // 2):
+            yield [look_up(body, LEVELS, low_halves(body, line)) for line in both]
+            yield [look_up(body, LEVELS, high_halves(body, line)) for line in both]
 
     def _factor(self, body: Body, scale: Value, stream: Value, vector: int) -> Value:
-        return body.fmul(scale, body.from_bfloat(body.load(I16X, stream, vector * LANES * 2)))
+        return body.fmul(scale, from_bfloat(body, body.load(I16X, stream, vector * LANES * 2)))
 
 
-@dataclass(frozen=True)
-class BFloat16:
-    """Pairs of bfloat16, summed in float32."""
-
-    processor: Processor
-    name: ClassVar[str] = "bfloat16"
-    companion: ClassVar[str] = "bfloat16"
-
-    @property
-    def inputs(self) -> str:
-        """See `Format`."""
-        return "bfloat16"
-
-    @property
-    def vectors(self) -> int:
-        """See `Format`."""
-        return self.processor.vectors
-
-    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
-        """See `Format`."""
-        unroll = _PAIRS_UNROLL[self.processor.bfloat16]
-        return _stream(body, rows, self.vectors, operands, per_step=2, unroll=unroll, join=self._join)
-
-    @staticmethod
-    def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
-        return body.pairs(total, weight, given)
-
-
-@dataclass(frozen=True)
-class Float32:
-    """float32, for any processor."""
-
-    processor: Processor
-    name: ClassVar[str] = "float32"
-    companion: ClassVar[str] = "float32"
-
-    @property
-    def inputs(self) -> str:
-        """See `Format`."""
-        return "float32"
-
-    @property
-    def vectors(self) -> int:
-        """See `Format`."""
-        return self.processor.vectors
-
-    def multiply(self, body: Body, rows: int, operands: Operands) -> list[list[Value]]:
-        """See `Format`."""
-        return _stream(body, rows, self.vectors, operands, per_step=1, unroll=_UNROLL, join=self._join)
-
-    @staticmethod
-    def _join(body: Body, total: Value, weight: Value, given: Value) -> Value:
-        return body.fma(weight, body.splat(body.builder.bitcast(given, F32)), total)
-
-
-_FORMATS: dict[str, Callable[[Processor], Format]] = {kind.name: kind for kind in (Int4, Int8, BFloat16, Float32)}
+_FORMATS = {"int4": Int4, "int8": Int8, "bfloat16": Exact, "float32": Exact}
 
 
 def format_of(name: str, processor: Processor) -> Format:
     """A format of weights on a kind of processor. Raises KeyError for an unknown name."""
-    return _FORMATS[name](processor)
+    return _FORMATS[name](name, processor)
 
 
 def emit_product(module: Module, form: Format) -> None:
@@ -265,7 +255,7 @@ def emit_product(module: Module, form: Format) -> None:
     chunk = body.rem(task, chunks)
     first = body.mul(body.div(task, chunks), ROWS)
     last = body.min(body.add(first, ROWS), total)
-    columns = form.vectors * LANES
+    columns = body.processor.vectors * LANES
     streams = CHUNK // columns
     chunk_bytes = get("chunk_bytes")
     stream_bytes = body.div(chunk_bytes, streams)
@@ -285,7 +275,7 @@ def emit_product(module: Module, form: Format) -> None:
         )
         sums = form.multiply(body, rows, operands)
         out = body.at(places["out"], body.add(body.mul(row, stride), column_bytes))
-        for vector in range(form.vectors):
+        for vector in range(body.processor.vectors):
             place = vector * 64
             weight_scale = body.load(F32X, places["weight_scales"], body.add(column_bytes, place))
             addend = body.load(F32X, places["bias"], body.add(column_bytes, place))
@@ -309,39 +299,13 @@ def emit_product(module: Module, form: Format) -> None:
     body.end()
 
 
-def _stream(
-    body: Body,
-    rows: int,
-    vectors: int,
-    operands: Operands,
-    *,
-    per_step: int,
-    unroll: int,
-    join: Callable[..., Value],
-) -> list[list[Value]]:
-    """Sums along inputs, four bytes of a row at a time."""
-    sums = _cells(body, F32X, rows, vectors)
-    row_bytes = body.mul(operands.size, 4 // per_step)
-    kind = F32X if per_step == 1 else I32X
-    with body.loop(0, body.div(operands.size, per_step), unroll) as start:
-        totals = _values(sums)
-        for more, weights in enumerate(_lines(body, kind, operands, start, unroll, vectors=vectors)):
-            at = body.mul(body.add(start, more), 4)
-            for row, total in enumerate(totals):
-                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), at))
-                totals[row] = [join(body, part, weight, given) for part, weight in zip(total, weights, strict=True)]
-        _set(sums, totals)
-    return _values(sums)
-
-
-def _lines(
-    body: Body, kind: ir.VectorType, operands: Operands, start: Value, count: int, *, vectors: int
-) -> Iterator[list[Value]]:
+def _lines(body: Body, kind: ir.VectorType, operands: Operands, start: Value, count: int) -> Iterator[list[Value]]:
     """The weights of some steps along the inputs, which stand one after another."""
     width = kind.count * bytes_of(kind.element)
-    together = body.at(operands.weights, body.mul(start, vectors * width))
+    step_bytes = body.processor.vectors * width
+    together = body.at(operands.weights, body.mul(start, step_bytes))
     for step in range(count):
-        places = range(step * vectors * width, (step + 1) * vectors * width, width)
+        places = range(step * step_bytes, (step + 1) * step_bytes, width)
         if operands.ahead is not None:
             for place in places:
                 if place % 64 == 0:
@@ -349,16 +313,6 @@ def _lines(
         yield [body.load(kind, together, place, align=width) for place in places]
 
 
-def _cells(body: Body, kind: ir.Type, rows: int, vectors: int) -> list[list[Cell]]:
+def _cells(body: Body, kind: ir.VectorType, rows: int) -> Cells:
     zero = ir.Constant(kind, [0.0 if kind is F32X else 0] * LANES)
-    return [[body.cell(kind, zero) for _ in range(vectors)] for _ in range(rows)]
-
-
-def _values(cells: list[list[Cell]]) -> list[list[Value]]:
-    return [[cell.get() for cell in row] for row in cells]
-
-
-def _set(cells: list[list[Cell]], values: list[list[Value]]) -> None:
-    for row, row_values in zip(cells, values, strict=True):
-        for cell, value in zip(row, row_values, strict=True):
-            cell.set(value)
+    return [[body.cell(kind, zero) for _ in range(body.processor.vectors)] for _ in range(rows)]

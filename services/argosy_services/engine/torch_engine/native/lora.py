@@ -25,6 +25,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     Module,
     Value,
 )
+from argosy_services.engine.torch_engine.native.instructions import byte_line, dots, pairs, to_bfloat
 from argosy_services.engine.torch_engine.native.layout import GROUP, MODULES, Adapt, AdapterField, Step
 from argosy_services.engine.torch_engine.native.rows import quantizing
 
@@ -126,7 +127,7 @@ class _Exact:
                         cell.set(self._join(cell.get(), weight, four))
             for row in range(rows):
                 total = _fold(body, [cell.get() for cell in sums[row]])
-                narrow = body.to_bfloat(total) if self._width == 2 else total
+                narrow = to_bfloat(body, total) if self._width == 2 else total
                 place = body.add(body.mul(chunk, LANES * self._width), row * MAX_RANK * self._width)
                 body.store(narrow, self._small, place)
 
@@ -154,7 +155,7 @@ class _Exact:
     def _join(self, total: Value, line: Value, given: Value) -> Value:
         body = self._body
         if self._width == 2:
-            return body.pairs(total, line, given)
+            return pairs(body, total, line, given)
         return body.fma(line, body.splat(body.builder.bitcast(given, F32)), total)
 
 
@@ -229,10 +230,10 @@ class _Int8:
         with body.loop(0, steps, _UNROLL) as start:
             for more in range(_UNROLL):
                 at = body.add(start, more)
-                weight = body.load(body.byte_line, stream, body.mul(at, width), align=width)
+                weight = body.load(byte_line(body), stream, body.mul(at, width), align=width)
                 for row, cell in enumerate(parts):
                     some = body.load(I32, inputs, body.add(body.mul(row_bytes, row), body.mul(at, 4)))
-                    cell.set(body.dots(cell.get(), weight, some))
+                    cell.set(dots(body, cell.get(), weight, some))
 
     def _quantize(self, row: int) -> None:
         body, builder = self._body, self._body.builder

@@ -20,6 +20,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     Module,
     Value,
 )
+from argosy_services.engine.torch_engine.native.instructions import from_bfloat
 from argosy_services.engine.torch_engine.native.processor import Processor
 from argosy_services.engine.torch_engine.native.rows import quantizing
 
@@ -80,4 +81,4 @@ def _largest(body: Body, values: Value, size: Value) -> Value:
 
 
 def _load(body: Body, values: Value, index: Value) -> Value:
-    return body.from_bfloat(body.load(I16X, values, body.mul(index, 2)))
+    return from_bfloat(body, body.load(I16X, values, body.mul(index, 2)))

@@ -9,7 +9,7 @@ import torch
 from argosy_services.engine.torch_engine.models.weights import LayerWeights, Linear
 from argosy_services.engine.torch_engine.native.emit import LANES
 from argosy_services.engine.torch_engine.native.four_bits import halve
-from argosy_services.engine.torch_engine.native.gemm import Format, format_of
+from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
 from argosy_services.engine.torch_engine.native.memory import Shelf
 
@@ -54,7 +54,7 @@ def pack_layer(layer: LayerWeights, form: Format, shelf: Shelf) -> PackedLayer:
     In four bits, query, key, value and down cost more of a model's accuracy than all else together: they stay as exact
     as their inputs.
     """
-    sensitive = format_of(form.companion, form.processor)
+    sensitive = form.companion
     return PackedLayer(
         input_norm=layer.input_norm.float(),
         qkv=pack(layer.qkv, sensitive, shelf),
@@ -79,8 +79,7 @@ def pack(linear: Linear, form: Format, shelf: Shelf) -> Packed:
         packed = _pack_halves(_whole_chunks(linear.weight, columns), form)
     else:
         weight, padded[:outputs] = narrow(linear.weight, form.name)
-        together = form.processor.together if form.name == "int8" else 4 // weight.itemsize
-        packed = lanes(_whole_chunks(weight, columns), form.vectors, together)
+        packed = lanes(_whole_chunks(weight, columns), form.processor.vectors, form.together)
     return Packed(form.name, shelf.keep(packed.flatten().view(torch.uint8)), padded, bias, chunks, size)
 
 
@@ -97,12 +96,12 @@ def lanes(weight: torch.Tensor, vectors: int, together: int) -> torch.Tensor:
 
 def _pack_halves(weight: torch.Tensor, form: Format) -> torch.Tensor:
     """Groups as `gemm.Int4` reads them, uint8 `[streams, groups, bytes]`."""
-    together = form.processor.together
+    vectors, together = form.processor.vectors, form.together
     levels, scales = halve(weight)
     first, second = levels.unflatten(1, (-1, 2, together)).unbind(2)
-    halves = lanes((first | second << 4).flatten(1), form.vectors, together)
+    halves = lanes((first | second << 4).flatten(1), vectors, together)
     streams, groups = len(halves), weight.shape[1] // GROUP
-    parts = (lanes(scales, form.vectors, 1).view(torch.uint8), halves)
+    parts = (lanes(scales, vectors, 1).view(torch.uint8), halves)
     return torch.cat([part.reshape(streams, groups, -1) for part in parts], dim=2)
 
 

@@ -19,16 +19,17 @@ from argosy_services.engine.torch_engine.native.emit import (
     I32X,
     I64,
     LANES,
+    LOG2_E,
     PTR,
     Body,
     Module,
     Value,
     bytes_of,
 )
+from argosy_services.engine.torch_engine.native.instructions import from_bfloat, to_bfloat
 from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Reader, Rows, Step
 
 _VECTOR = 4 * LANES
-_LOG2_E = 1.4426950408889634
 # The values of a row at an index that is a multiple of 16.
 Source = Callable[[Value], Value]
 
@@ -75,7 +76,7 @@ def emit_embed(module: Module, table_kind: str) -> None:
     out = body.at(get.pointer("out"), body.mul(row, get("stride")))
     with body.loop(0, size, LANES) as index:
         value = body.load(kind, table, body.mul(index, width))
-        value = body.from_bfloat(value) if width == 2 else value
+        value = from_bfloat(body, value) if width == 2 else value
         body.store(value, out, body.mul(index, 4))
     body.end()
 
@@ -155,7 +156,7 @@ def _gated(body: Body, inputs: Value, size: Value) -> Source:
     def value(index: Value) -> Value:
         gate = body.load(F32X, inputs, body.mul(index, 4))
         up = body.load(F32X, inputs, body.mul(body.add(index, size), 4))
-        decay = body.exp2(body.fmul(gate, body.number(-_LOG2_E)))
+        decay = body.exp2(body.fmul(gate, body.number(-LOG2_E)))
         return body.fmul(body.fdiv(gate, body.fadd(decay, body.number(1.0))), up)
 
     return value
@@ -170,7 +171,7 @@ def _to_float32(body: Body, row: Value, get: Reader, size: Value, source: Source
 def _to_bfloat16(body: Body, row: Value, get: Reader, size: Value, source: Source) -> None:
     out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     with body.loop(0, size, LANES) as index:
-        body.store(body.to_bfloat(source(index)), out, body.mul(index, 2))
+        body.store(to_bfloat(body, source(index)), out, body.mul(index, 2))
 
 
 def _to_whole(body: Body, row: Value, get: Reader, size: Value, source: Source, *, kind: ir.VectorType) -> None:
