@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
 from argosy_services.errors import ArgosyError, Reason
@@ -69,6 +70,24 @@ def test_converts_to_the_type_of_the_engine(write_adapter: Any, read: Read) -> N
     weights = read(write_adapter(tensors=stored), dtype=torch.bfloat16)
     assert {tensor.dtype for pair in weights.modules.values() for tensor in (pair.a, pair.b)} == {torch.bfloat16}
     assert weights.size_bytes == 2 * 2 * sum(8 + inner for inner in (8, 12, 8, 12))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tensors_may_lie_in_any_order(write_adapter: Any, read: Read, reverse: bool) -> None:
+    directory = write_adapter()
+    expected = read(directory)
+    tensors = load_file(directory / "adapter_model.safetensors")
+    header: dict[str, object] = {}
+    data = b""
+    for name in sorted(tensors, key=lambda name: (name.endswith("B.weight"), name), reverse=reverse):
+        raw = tensors[name].numpy().tobytes()
+        offsets = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": offsets}
+        data += raw
+    weights = read(replace_weights(directory, file_with_header(header, data)))
+    for path, pair in expected.modules.items():
+        assert torch.equal(weights.modules[path].a, pair.a)
+        assert torch.equal(weights.modules[path].b, pair.b)
 
 
 def test_a_tensor_of_odd_offset_is_read(write_adapter: Any, read: Read) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import pad
 
-from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
+from argosy_services.engine.torch_engine.lora.pace import no_rest
+from argosy_services.engine.torch_engine.lora.reader import LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
+from argosy_services.engine.torch_engine.native.factors import FactorWriter
 from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import AdapterField
-from argosy_services.engine.torch_engine.native.lora import HEIGHT, POINTERS
-from argosy_services.engine.torch_engine.native.narrowing import Narrower
-from argosy_services.engine.torch_engine.native.packing import lanes
+from argosy_services.engine.torch_engine.native.lora import HEIGHT
+from argosy_services.engine.torch_engine.native.memory import zeroed
 from argosy_services.engine.torch_engine.step import Work
+
+# Factors that are written between two rests.
+_AT_ONCE = 32
+_ADDRESSES = [field for field in AdapterField if field is not AdapterField.RANK]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,16 @@ class NativeAdapters:
         of the base's weights.
         """
         self._limit = limit
-        self._lay = Narrower(form.processor) if form.companion.name == "int8" else _exact
+        self._write = FactorWriter(form)
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))
         self.table = np.zeros((max(1, limit), len(self._modules), len(AdapterField)), np.int64)
+
+    @property
+    def modules(self) -> int:
+        """How many modules each slot of the table has."""
+        return len(self._modules)
 
     def __contains__(self, key: str) -> bool:
         return key in self._adapters
@@ -56,39 +66,38 @@ class NativeAdapters:
     def __len__(self) -> int:
         return len(self._adapters)
 
-    def prepare(self, weights: LoraWeights) -> PackedAdapter:
-        """Packs an adapter."""
-        entries = np.zeros((len(self._modules), len(AdapterField)), np.int64)
-        parts: list[torch.Tensor] = []
+    def prepare(self, weights: LoraWeights, rest: Callable[[], None] = no_rest, /) -> PackedAdapter:
+        """Packs an adapter. The rank of a module is rounded up to whole vectors. See `runners.Adapters`."""
+        width, scale_width = self._write.width, 4 if self._write.scaled else 0
+        entries: list[tuple[int, ...]] = []
+        factors: list[tuple[int, ...]] = []
+        matrices: list[torch.Tensor] = []
         place = 0
-        for modules in self._alike(weights):
-            pairs = [weights.modules[self._modules[index]] for index in modules]
-            for field, factors in zip(POINTERS, self._pack(pairs), strict=True):
-                entries[modules, field] = place + np.arange(len(modules)) * (factors.numel() // len(modules))
-                place += factors.numel()
-                parts.append(factors)
-            entries[modules, AdapterField.RANK] = _whole_vectors(pairs[0].a.shape[0])
-        together = torch.cat(parts)
-        entries[:, list(POINTERS)] += together.data_ptr()
-        return PackedAdapter(weights.version, weights.rank, weights.target_modules, together.numel(), entries, together)
-
-    def _alike(self, weights: LoraWeights) -> list[list[int]]:
-        """The numbers of the modules that an adapter changes, those whose factors have the same shapes together."""
-        kinds: dict[tuple[torch.Size, torch.Size], list[int]] = {}
-        for index, path in enumerate(self._modules):
-            if (pair := weights.modules.get(path)) is not None:
-                kinds.setdefault((pair.a.shape, pair.b.shape), []).append(index)
-        return list(kinds.values())
-
-    def _pack(self, pairs: Sequence[LoraPair]) -> list[torch.Tensor]:
-        """Both factors of modules with the same shapes, and their scales, as bytes: of each all modules in a row,
-        because many small tensors take longer than a few large ones. The rank is rounded up to whole vectors.
-        """
-        (rank, size), outputs = pairs[0].a.shape, pairs[0].b.shape[0]
-        rank = _whole_vectors(rank)
-        matrices = _stack([pair.a for pair in pairs], rank, size), _stack([pair.b for pair in pairs], outputs, rank)
-        laid = [self._lay(matrix) for matrix in matrices]
-        return [part.flatten().view(torch.uint8) for parts in zip(*laid, strict=True) for part in parts]
+        for path in self._modules:
+            pair = weights.modules.get(path)
+            if pair is None:
+                entries.append((place, place, 0, place, place, place))
+                continue
+            if pair.a.dtype is not self._write.dtype or pair.b.dtype is not self._write.dtype:
+                raise ValueError(f"{path}: factors of {pair.a.dtype} and {pair.b.dtype}, not {self._write.dtype}")
+            a, b = pair.a.contiguous(), pair.b.contiguous()
+            (rank, size), outputs = a.shape, len(b)
+            padded = -(-rank // LANES) * LANES
+            lengths = (padded * size * width, outputs * padded * width, padded * scale_width, outputs * scale_width)
+            down, up, down_scales, up_scales, end = accumulate(lengths, initial=place)
+            entries.append((down, up, padded, down_scales, up_scales, end))
+            factors.append((a.data_ptr(), down, down_scales, rank, size, size))
+            factors.append((b.data_ptr(), up, up_scales, outputs, rank, padded))
+            matrices += (a, b)
+            place = end
+        memory = zeroed(place)
+        table, tasks = np.array(entries, np.int64), np.array(factors, np.int64)
+        table[:, _ADDRESSES] += memory.data_ptr()
+        tasks[:, 1:3] += memory.data_ptr()
+        for start in range(0, len(tasks), _AT_ONCE):
+            rest()
+            self._write(tasks[start : start + _AT_ONCE])
+        return PackedAdapter(weights.version, weights.rank, weights.target_modules, place, table, memory)
 
     def put(self, key: str, adapter: PackedAdapter) -> None:
         """Takes a slot. Raises ADAPTER_SLOTS_FULL."""
@@ -127,19 +136,3 @@ def _runs(work: Sequence[Work]) -> list[tuple[str | None, int]]:
         else:
             runs.append((key, item.count))
     return runs
-
-
-def _whole_vectors(rank: int) -> int:
-    return -(-rank // LANES) * LANES
-
-
-def _stack(factors: Sequence[torch.Tensor], outputs: int, size: int) -> torch.Tensor:
-    """Of factors with the same shapes one matrix `[factors x outputs, size]`, with zeros for what they lack."""
-    together = torch.stack(list(factors))
-    missing = (size - together.shape[2], outputs - together.shape[1])
-    return pad(together, (0, missing[0], 0, missing[1])).flatten(0, 1)
-
-
-def _exact(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix `[out, in]` with its outputs in lanes, and the scales that it does not need."""
-    return lanes(matrix, 1, 4 // matrix.itemsize), torch.ones(len(matrix))

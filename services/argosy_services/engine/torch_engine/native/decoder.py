@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -143,26 +145,26 @@ class NativeDecoder:
     def _layer(self, index: int, layer: PackedLayer, *, adapted: bool) -> list[Operation]:
         buffers, config = self._buffers, self.config
         query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        inner = config.intermediate_size
+        inner, count = config.intermediate_size, self._adapters.modules // config.layers
         queries = ((0, query, 0), (1, key_value, query), (2, key_value, query + key_value))
 
-        def change(inputs: Inputs, out: torch.Tensor, *modules: tuple[int, int, int]) -> list[Operation]:
-            return [self._adapt(index, inputs, out, modules)] if adapted else []
+        def project(
+            packed: Packed, inputs: Inputs, out: torch.Tensor, *modules: tuple[int, int, int], add: bool = False
+        ) -> list[Operation]:
+            """`modules` are number within the layer, columns and first column."""
+            product = self._product(packed, inputs, out, add=add, modules=[index * count + each[0] for each in modules])
+            return [product, self._adapt(index * count, inputs, out, modules)] if adapted else [product]
 
         return [
             self._rows("norm", buffers.states, buffers.normed, norm=layer.input_norm),
-            self._product(layer.qkv, buffers.normed, buffers.qkv),
-            *change(buffers.normed, buffers.qkv, *queries),
+            *project(layer.qkv, buffers.normed, buffers.qkv, *queries),
             *self._attention(index, layer),
             self._rows("plain", buffers.attended, buffers.mixed),
-            self._product(layer.output, buffers.mixed, buffers.states, add=True),
-            *change(buffers.mixed, buffers.states, (3, config.hidden_size, 0)),
+            *project(layer.output, buffers.mixed, buffers.states, (3, config.hidden_size, 0), add=True),
             self._rows("norm", buffers.states, buffers.normed, norm=layer.mlp_norm),
-            self._product(layer.gate_up, buffers.normed, buffers.gate_up),
-            *change(buffers.normed, buffers.gate_up, (4, inner, 0), (5, inner, inner)),
+            *project(layer.gate_up, buffers.normed, buffers.gate_up, (4, inner, 0), (5, inner, inner)),
             self._rows("gate", buffers.gate_up, buffers.inner),
-            self._product(layer.down, buffers.inner, buffers.states, add=True),
-            *change(buffers.inner, buffers.states, (6, config.hidden_size, 0)),
+            *project(layer.down, buffers.inner, buffers.states, (6, config.hidden_size, 0), add=True),
         ]
 
     def _attention(self, index: int, layer: PackedLayer) -> list[Operation]:
@@ -220,7 +222,10 @@ class NativeDecoder:
         )
         return self._operation(f"{kind}_{self._inputs}", arguments, Tasks.ROWS)
 
-    def _product(self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False) -> Operation:
+    def _product(
+        self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False, modules: Sequence[int] = ()
+    ) -> Operation:
+        """`modules` are those of the table whose adapters come after it."""
         arguments = Product.pack(
             weights=packed.weights.data_ptr(),
             weight_scales=packed.scales.data_ptr(),
@@ -237,21 +242,24 @@ class NativeDecoder:
             accumulate=int(add),
             # The others take the chunks in between.
             ahead=packed.chunk_bytes * self._threads,
+            table=self._adapters.table.ctypes.data if modules else 0,
+            table_modules=self._adapters.modules,
+            first_module=modules[0] if modules else 0,
+            last_module=modules[-1] if modules else 0,
         )
         following = Tasks.PRODUCTS + len(self._products)
         tasks = self._products.setdefault(packed.chunks, following)
         return self._operation(f"product_{packed.form}", arguments, tasks)
 
     def _adapt(
-        self, layer: int, inputs: Inputs, out: torch.Tensor, modules: tuple[tuple[int, int, int], ...]
+        self, first: int, inputs: Inputs, out: torch.Tensor, modules: tuple[tuple[int, int, int], ...]
     ) -> Operation:
-        """`modules` are number within the layer, columns and first column."""
-        per_layer = len(self._adapters.table[0]) // self.config.layers
+        """`first` is the layer's first module."""
         numbers = {}
         for place in range(MODULES):
             module, columns, offset = modules[place] if place < len(modules) else (0, 0, 0)
             numbers |= {
-                f"module_{place}": layer * per_layer + module,
+                f"module_{place}": first + module,
                 f"columns_{place}": columns,
                 f"offset_{place}": offset,
             }
@@ -264,7 +272,7 @@ class NativeDecoder:
             out=out.data_ptr(),
             stride=stride(out),
             table=self._adapters.table.ctypes.data,
-            table_modules=len(self._adapters.table[0]),
+            table_modules=self._adapters.modules,
             modules=len(modules),
             **numbers,
         )

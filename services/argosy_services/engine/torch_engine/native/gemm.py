@@ -38,7 +38,16 @@ from argosy_services.engine.torch_engine.native.instructions import (
     low_halves,
     pairs,
 )
-from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP, LEVELS, Product, Step
+from argosy_services.engine.torch_engine.native.layout import (
+    CHUNK,
+    GROUP,
+    LEVELS,
+    AdapterField,
+    Product,
+    Reader,
+    Step,
+    Tasks,
+)
 from argosy_services.engine.torch_engine.native.processor import Processor
 
 # Rows that share one pass over a chunk of weights, and those whose sums are in registers at once.
@@ -47,8 +56,8 @@ HEIGHT = 6
 # Steps along the inputs that stand one after another in a loop.
 _UNROLL = 4
 # With so few rows the time goes into reading weights, which are asked for so many bytes ahead of their use. More rows
-# leave time to ask for the whole chunk that the thread takes next; prompts multiply each weight so often that they need
-# nothing.
+# leave time to ask for the whole chunk that the thread takes next, and for factors of adapters; prompts multiply each
+# weight so often that they need nothing.
 _FEW = 2
 _AHEAD = 2_048
 # The sums of a tile, `[rows][vectors]`: while they are made, and when they are there.
@@ -289,14 +298,55 @@ def emit_product(module: Module, form: Format) -> None:
     whole = body.sub(last, body.rem(body.sub(last, first), HEIGHT))
     rest = body.sub(last, whole)
     many = body.less(ROWS, total)
+    following = _Following(body, get, step, more=body.sub(body.div(body.sub(whole, first), HEIGHT), 1))
     with body.loop(0, streams) as number:
-        for condition, asked in ((many, None), (body.builder.not_(many), ahead)):
-            with body.when(condition), body.loop(first, whole, HEIGHT) as row:
-                tile(number, row, HEIGHT, asked)
+        with body.when(many), body.loop(first, whole, HEIGHT) as row:
+            tile(number, row, HEIGHT, None)
+        stream = body.add(body.mul(chunk, streams), number)
+        weights = body.at(get.pointer("weights"), body.mul(stream, stream_bytes))
+        with body.when(body.builder.not_(many)), body.loop(first, whole, HEIGHT) as row:
+            index = body.div(body.sub(row, first), HEIGHT)
+            tile(number, row, HEIGHT, following.offset(weights, stream, stream_bytes, index))
         for rows in range(1, HEIGHT):
             with body.when(body.equal(rest, rows)):
                 tile(number, whole, rows, _AHEAD if rows <= _FEW else ahead)
     body.end()
+
+
+class _Following:
+    """What a tile asks for while it is computed, as an offset from its weights.
+
+    The first one of a stream asks for the chunk that the thread takes next. The others, which find the weights in the
+    cache, ask for the factors of the step's adapters that come after this product: each for as many bytes as it reads
+    itself, until all have been asked for.
+    """
+
+    def __init__(self, body: Body, get: Reader, step: Value, *, more: Value) -> None:
+        """`more` is the number of whole tiles of a stream beside the first one."""
+        self._body, self._get, self._more = body, get, more
+        self._plan = body.load(PTR, step, 8 * Step.ADAPTED)
+        adapted = body.load(I64, step, 8 * Tasks.ADAPTED_ONE)
+        self._tasks = body.builder.select(body.equal(get("table"), 0), body.int(0), adapted)
+
+    def offset(self, weights: Value, stream: Value, size: Value, index: Value) -> Value:
+        """For the tile `index` of one stream of `size` bytes."""
+        body, get = self._body, self._get
+        chosen = body.cell(I64, get("ahead"))
+        wanted = body.builder.and_(body.less(0, index), body.less(0, self._tasks))
+        with body.when(wanted):
+            piece = body.add(body.mul(stream, self._more), body.sub(index, 1))
+            slot = body.load(I64, self._plan, body.add(body.mul(body.rem(piece, self._tasks), 24), 16))
+            modules = body.at(
+                get.pointer("table"), body.mul(slot, body.mul(get("table_modules"), 8 * len(AdapterField)))
+            )
+            first, end = (
+                body.load(I64, modules, body.add(body.mul(get(name), 8 * len(AdapterField)), 8 * field))
+                for name, field in (("first_module", AdapterField.DOWN), ("last_module", AdapterField.END))
+            )
+            place = body.add(first, body.mul(body.div(piece, self._tasks), size))
+            offset = body.sub(place, body.builder.ptrtoint(weights, I64))
+            chosen.set(body.builder.select(body.less(place, end), offset, get("ahead")))
+        return chosen.get()
 
 
 def _lines(body: Body, kind: ir.VectorType, operands: Operands, start: Value, count: int) -> Iterator[list[Value]]:

@@ -65,6 +65,8 @@ class AdapterField(IntEnum):
     RANK = 2
     DOWN_SCALES = 3
     UP_SCALES = 4
+    END = 5
+    """Where the module's factors end. Those of a slot lie in the order of the modules."""
 
 
 class Arguments:
@@ -104,12 +106,15 @@ class Reader:
 Product = Arguments(
     *("weights", "weight_scales", "bias", "chunk_bytes", "chunks", "size"),
     *("inputs", "row_bytes", "scales", "offsets", "out", "stride", "accumulate", "ahead"),
+    *("table", "table_modules", "first_module", "last_module"),
 )
+"""`table` is that of the adapters of its modules, 0 where it has none."""
 Rows = Arguments("inputs", "stride", "norm", "size", "indices_slot", "quantized", "scales", "offsets", "row_bytes")
 Rotate = Arguments("inputs", "stride", "queries", "cache", "cosines", "sines", "query_norm", "key_norm")
 Attend = Arguments("queries", "cache", "out", "stride", "window")
 Embed = Arguments("table", "out", "stride", "size")
 Largest = Arguments("logits", "stride", "size", "out")
+Factor = Arguments("matrix", "out", "scales", "outputs", "size", "padded")
 Adapt = Arguments(
     *("inputs", "row_bytes", "size", "scales", "offsets", "out", "stride", "table", "table_modules", "modules"),
     *(f"{name}_{index}" for index in range(MODULES) for name in ("module", "columns", "offset")),

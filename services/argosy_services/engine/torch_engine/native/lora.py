@@ -31,7 +31,6 @@ from argosy_services.engine.torch_engine.native.rows import quantizing
 
 HEIGHT = 6
 MAX_RANK = 512
-# In the order in which packing has what they point to.
 POINTERS = (AdapterField.DOWN, AdapterField.UP, AdapterField.DOWN_SCALES, AdapterField.UP_SCALES)
 # Steps that stand one after another in a loop.
 _UNROLL = 4
