@@ -55,6 +55,20 @@ def test_zones_are_offered_by_name() -> None:
     assert not any(zone.startswith("Etc/") for zone in zones)
 
 
+def test_models_are_not_shown_the_hundreds_of_zones() -> None:
+    """Fails when a prompt carries a list that takes 4,000 tokens."""
+    clock = Clock()
+    properties = clock.shown["properties"]
+    assert properties["timezone"] == {
+        "default": "UTC",
+        "description": "An IANA time zone.",
+        "maxLength": 64,
+        "type": "string",
+    }
+    assert {**clock.shown, "properties": None} == {**clock.parameters, "properties": None}
+    assert Calculator().shown == Calculator().parameters
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

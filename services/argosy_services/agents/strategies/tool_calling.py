@@ -104,7 +104,7 @@ class _Conversation:
 
     def __init__(self, work: Work) -> None:
         texts = load_texts("tool_calling")
-        schemas = [ToolSchema(tool.name, tool.description, dict(tool.parameters)) for tool in work.tools]
+        schemas = [ToolSchema(tool.name, tool.description, dict(tool.shown)) for tool in work.tools]
         self._announced = work.announces_tools
         self.schemas = schemas if self._announced else []
         system = texts["system"]

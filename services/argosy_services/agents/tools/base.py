@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ class Effect(enum.Enum):
 class Tool(Protocol):
     """Something that a model may call.
 
-    `description` is written for the model, `parameters` is a JSON schema of type object. `timeout_s` bounds one call;
+    `description` is written for the model, `parameters` is a JSON schema of type object, and `shown` what a model reads
+    of it. `timeout_s` bounds one call;
     it can only end a tool that awaits, so work that blocks belongs on a thread. `per_minute` bounds how often the
     server calls it; 0 does not. What a tool says that is not `trusted` is shown to the model as data.
     """
@@ -36,6 +37,8 @@ class Tool(Protocol):
     def description(self) -> str: ...
     @property
     def parameters(self) -> Mapping[str, Any]: ...
+    @property
+    def shown(self) -> Mapping[str, Any]: ...
     @property
     def timeout_s(self) -> float: ...
     @property
@@ -83,12 +86,23 @@ class BuiltInTool:
     per_minute: int = 0
     trusted: bool = True
     needs_approval: bool = False
+    well_known: Collection[str] = ()
+    """Arguments whose possible values a model knows without a list of them."""
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """JSON schema of the arguments."""
         schema = self.arguments.model_json_schema(schema_generator=_Untitled)
         return {key: value for key, value in schema.items() if key not in ("title", "description")}
+
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """The same without the lists of values that are well known, which a prompt would have to carry."""
+        properties = {
+            name: {key: value for key, value in schema.items() if key != "enum" or name not in self.well_known}
+            for name, schema in self.parameters["properties"].items()
+        }
+        return {**self.parameters, "properties": properties}
 
     def validate(self, arguments: Mapping[str, object]) -> Arguments:
         """An instance of `arguments`. Raises InvalidArgumentsError."""

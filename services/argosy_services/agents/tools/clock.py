@@ -35,6 +35,7 @@ class Clock(BuiltInTool):
     name = "current_time"
     description = "Tells the current date and time in an IANA time zone such as Europe/Paris or UTC."
     arguments = ClockArguments
+    well_known = ("timezone",)
     timeout_s = 5.0
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:

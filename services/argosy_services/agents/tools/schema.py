@@ -48,6 +48,11 @@ class SchemaTool:
         self.parameters = usable(parameters)
         self._validator = Draft202012Validator(_checkable(self.parameters))
 
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """All of the schema."""
+        return self.parameters
+
     def validate(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """The arguments themselves. Raises InvalidArgumentsError."""
         problems = [
