@@ -45,6 +45,16 @@ def collector() -> Iterator[Collector]:
 _RUNTIMES = os.environ.get("ARGOSY_TEST_RUNTIMES", "embedded").split(",")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves tests that start an embedded server of their own to runs that hold embedded fleets to the contract."""
+    if "embedded" in _RUNTIMES:
+        return
+    here = Path(__file__).parent
+    own = [item for item in items if here in item.path.parents and "fleet" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=own)
+    items[:] = [item for item in items if item not in own]
+
+
 @pytest.fixture(scope="session", params=_RUNTIMES)
 def fleet(
     request: pytest.FixtureRequest,
