@@ -25,7 +25,6 @@ from argosy_services.engine.torch_engine.architectures import read_config
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
 from argosy_services.engine.torch_engine.loop import EngineLoop, Parts
-from argosy_services.engine.torch_engine.lora.pace import Pace
 from argosy_services.engine.torch_engine.lora.reader import read_peft_adapter
 from argosy_services.engine.torch_engine.lora.slots import Promises
 from argosy_services.engine.torch_engine.masks import MaskMaker
@@ -151,9 +150,8 @@ class TorchEngine:
 
     def read_adapter(self, directory: Path) -> AdapterWeights:
         """Reads and validates a PEFT adapter for this model. Sets torch's threads of the calling thread to one:
-        the others belong to the engine. Beside running sequences it takes its time.
+        the others belong to the engine.
         """
-        pace = Pace(lambda: None if self._loop is None else self._loop.beat)
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         weights = read_peft_adapter(
@@ -162,9 +160,8 @@ class TorchEngine:
             max_rank=self._settings.max_adapter_rank,
             dtype=self._loaded.dtype,
             base_model=self._model.name,
-            rest=pace.rest,
         )
-        return self._loaded.adapters.prepare(weights, pace.rest)
+        return self._loaded.adapters.prepare(weights)
 
     def load_adapter(self, key: str, weights: AdapterWeights) -> Future[None]:
         """Promises an adapter a slot, which it has before the next step begins."""

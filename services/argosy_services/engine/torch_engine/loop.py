@@ -18,7 +18,6 @@ from argosy_services.engine.door import Door, Limits
 from argosy_services.engine.failures import adapter_gone, not_running
 from argosy_services.engine.meters import EngineMeters
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler, Matcher
-from argosy_services.engine.torch_engine.lora.pace import Beat
 from argosy_services.engine.torch_engine.masks import MaskMaker, StepMasks
 from argosy_services.engine.torch_engine.runners import Adapters, Runner
 from argosy_services.engine.torch_engine.sampler import Sampler, describe
@@ -63,17 +62,11 @@ class EngineLoop(threading.Thread):
         self._users: Counter[str] = Counter()  # Sequences by adapter.
         self._outputs: list[StepOutput] = []
         self._steps = 0
-        self._step_seconds = 0.0
         self._door = Door()
         self._closed = False
         self._stopping = False
         self.fault: Exception | None = None
         self.stats = self._picture()
-
-    @property
-    def beat(self) -> Beat | None:
-        """Steps so far and the length of the last one; None while nothing runs. For any thread."""
-        return Beat(self._steps, self._step_seconds) if self.stats.running else None
 
     def post(self, command: Callable[[], None]) -> None:
         """Has the engine's thread run a command before its next step. For any thread. Raises ENGINE_FAILED."""
@@ -215,7 +208,6 @@ class EngineLoop(threading.Thread):
         if self.parts.speculator is not None:
             self.parts.speculator.observe(work, seconds)
         self._steps += 1
-        self._step_seconds = seconds
         self._meters.stepped(len(work), sum(item.count for item in work), seconds)
 
     def _draw(self, logits: torch.Tensor, spans: list[RowSpan], masks: StepMasks | None) -> None:

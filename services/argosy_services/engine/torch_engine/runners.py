@@ -4,7 +4,7 @@ anywhere."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,8 +58,8 @@ class Adapters(Protocol):
     def __contains__(self, key: str) -> bool: ...
     def __len__(self) -> int: ...
 
-    def prepare(self, weights: LoraWeights, rest: Callable[[], None], /) -> AdapterWeights:
-        """A validated adapter in the form that `put` takes. `rest` is called between pieces of the work."""
+    def prepare(self, weights: LoraWeights) -> AdapterWeights:
+        """A validated adapter in the form that `put` takes."""
         ...
 
     def put(self, key: str, adapter: Any) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.gpu.kernels import RANK_TILE, Factors, Kernels
-from argosy_services.engine.torch_engine.lora.pace import no_rest
 from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import AdapterSlots, BatchAdapters
 from argosy_services.engine.torch_engine.models.modules import adaptable
@@ -60,12 +59,11 @@ class GpuAdapters:
     def __len__(self) -> int:
         return len(self._held)
 
-    def prepare(self, weights: LoraWeights, rest: Callable[[], None] = no_rest, /) -> PlacedAdapter:
+    def prepare(self, weights: LoraWeights) -> PlacedAdapter:
         """Lays an adapter out as a slot has it, and sends it to the device without holding up the engine's work."""
         content = torch.zeros(1, self._size, dtype=self._dtype)
         views = self._views(content)
         for path, pair in weights.modules.items():
-            rest()
             rank = pair.a.shape[0]
             views[path].a[0, :rank] = pair.a
             views[path].b[0, :, :rank] = pair.b

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from argosy_services.engine.torch_engine.lora import peft_config
-from argosy_services.engine.torch_engine.lora.pace import no_rest
 from argosy_services.engine.torch_engine.lora.peft_config import invalid, wrong_base
 from argosy_services.engine.torch_engine.lora.tensor_file import (
     StoredTensor,
@@ -28,8 +27,6 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 _MAX_CONFIG_BYTES = 1 << 20
-# Read, and hashed, between two rests.
-_PIECE_BYTES = 1 << 20
 _PREFIX = "base_model.model."
 _SUFFIXES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 
@@ -63,20 +60,13 @@ class LoraWeights:
 
 
 def read_peft_adapter(
-    directory: Path,
-    *,
-    shapes: Mapping[str, tuple[int, int]],
-    max_rank: int,
-    dtype: torch.dtype,
-    base_model: str,
-    rest: Callable[[], None] = no_rest,
+    directory: Path, *, shapes: Mapping[str, tuple[int, int]], max_rank: int, dtype: torch.dtype, base_model: str
 ) -> LoraWeights:
     """Reads the adapter that PEFT's `save_pretrained` wrote into `directory`.
 
     `shapes` maps the path of every linear layer that can be adapted, such as "model.layers.0.self_attn.q_proj", to
     (out_features, in_features). `base_model` is the served model's name. Nothing but adapter_config.json and
-    adapter_model.safetensors is opened, each is read once; whoever calls has bounded their size. `rest` is called
-    between pieces of the work (`pace.Pace`).
+    adapter_model.safetensors is opened, each is read once; whoever calls has bounded their size.
 
     Raises ADAPTER_INVALID where the adapter cannot be served, and WRONG_BASE_MODEL where layers have other sizes than
     the served model's or the adapter names another model (`check_base_model` tells when).
@@ -84,8 +74,7 @@ def read_peft_adapter(
     config_data = _read(directory, CONFIG_FILE, limit=_MAX_CONFIG_BYTES)
     config = peft_config.read_config(config_data, paths=shapes.keys(), max_rank=max_rank)
     peft_config.check_base_model(config.base_model, base_model)
-    data = _read(directory, WEIGHTS_FILE, rest=rest)
-    rest()
+    data = _read(directory, WEIGHTS_FILE)
     try:
         pairs = _pair(read_header(data))
     except TensorFileError as error:
@@ -93,13 +82,10 @@ def read_peft_adapter(
     for path, (a, b) in pairs.items():
         _check_shapes(path, a, b, shapes, config.rank(path))
     digest = hashlib.sha256(config_data)
-    for start in range(0, len(data), _PIECE_BYTES):
-        rest()
-        digest.update(memoryview(data)[start : start + _PIECE_BYTES])
+    digest.update(data)
     # The factors are scaled where they lie in the file's bytes.
     modules: dict[str, LoraPair] = {}
     for scaling, paths in _alike(pairs, config.scaling):
-        rest()
         modules |= _load(paths, pairs, data, scaling, dtype)
     return LoraWeights(
         version=digest.hexdigest(),
@@ -110,7 +96,7 @@ def read_peft_adapter(
     )
 
 
-def _read(directory: Path, name: str, *, limit: int | None = None, rest: Callable[[], None] = no_rest) -> bytearray:
+def _read(directory: Path, name: str, *, limit: int | None = None) -> bytearray:
     try:
         descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -123,17 +109,16 @@ def _read(directory: Path, name: str, *, limit: int | None = None, rest: Callabl
             raise invalid(f"{name} is not a regular file")
         if limit is not None and status.st_size > limit:
             raise invalid(f"{name} has {status.st_size} bytes, at most {limit} are read")
-        return _read_all(descriptor, name, status.st_size, rest)
+        return _read_all(descriptor, name, status.st_size)
     finally:
         os.close(descriptor)
 
 
-def _read_all(descriptor: int, name: str, size: int, rest: Callable[[], None]) -> bytearray:
+def _read_all(descriptor: int, name: str, size: int) -> bytearray:
     data = bytearray(size)
     view, filled = memoryview(data), 0
-    while filled < size and (count := os.readv(descriptor, [view[filled : filled + _PIECE_BYTES]])):
+    while filled < size and (count := os.readv(descriptor, [view[filled:]])):
         filled += count
-        rest()
     if filled != size:
         raise invalid(f"{name} became shorter while it was read")
     return data

@@ -4,12 +4,11 @@ rows, then each adapter's low-rank product for its own rows)."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from argosy_services.engine.torch_engine.lora.pace import no_rest
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights
 from argosy_services.engine.torch_engine.step import Work
 from argosy_services.errors import ArgosyError, Reason
@@ -30,7 +29,7 @@ class AdapterSlots:
     def __len__(self) -> int:
         return len(self._adapters)
 
-    def prepare(self, weights: LoraWeights, _rest: Callable[[], None] = no_rest, /) -> LoraWeights:
+    def prepare(self, weights: LoraWeights) -> LoraWeights:
         """What `put` takes; here the weights as they are."""
         return weights
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from argosy_services.engine.torch_engine.lora.pace import no_rest
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
@@ -21,8 +20,6 @@ from argosy_services.engine.torch_engine.native.lora import HEIGHT
 from argosy_services.engine.torch_engine.native.memory import zeroed
 from argosy_services.engine.torch_engine.step import Work
 
-# Factors that are written between two rests.
-_AT_ONCE = 32
 _ADDRESSES = [field for field in AdapterField if field is not AdapterField.RANK]
 
 
@@ -66,8 +63,8 @@ class NativeAdapters:
     def __len__(self) -> int:
         return len(self._adapters)
 
-    def prepare(self, weights: LoraWeights, rest: Callable[[], None] = no_rest, /) -> PackedAdapter:
-        """Packs an adapter. The rank of a module is rounded up to whole vectors. See `runners.Adapters`."""
+    def prepare(self, weights: LoraWeights) -> PackedAdapter:
+        """Packs an adapter. The rank of a module is rounded up to whole vectors."""
         width, scale_width = self._write.width, 4 if self._write.scaled else 0
         entries: list[tuple[int, ...]] = []
         factors: list[tuple[int, ...]] = []
@@ -94,9 +91,7 @@ class NativeAdapters:
         table, tasks = np.array(entries, np.int64), np.array(factors, np.int64)
         table[:, _ADDRESSES] += memory.data_ptr()
         tasks[:, 1:3] += memory.data_ptr()
-        for start in range(0, len(tasks), _AT_ONCE):
-            rest()
-            self._write(tasks[start : start + _AT_ONCE])
+        self._write(tasks)
         return PackedAdapter(weights.version, weights.rank, weights.target_modules, place, table, memory)
 
     def put(self, key: str, adapter: PackedAdapter) -> None:
