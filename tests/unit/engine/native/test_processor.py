@@ -10,6 +10,7 @@ import pytest
 from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.attention import emit_attend
 from argosy_services.engine.torch_engine.native.emit import Module
+from argosy_services.engine.torch_engine.native.factors import emit_write
 from argosy_services.engine.torch_engine.native.gemm import emit_product, format_of
 from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
@@ -36,6 +37,7 @@ def assembly(kind: Processor, form: str) -> str:
     emit_attend(written, heads)
     emit_embed(written, "bfloat16")
     emit_adapt(written, made.inputs)
+    emit_write(written, made)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(cpu=EXAMPLES[kind], opt=3)

@@ -43,7 +43,7 @@ class FactorWriter:
         self.width = 1 if self.scaled else 4 // form.together
         """Bytes of a number."""
         self.dtype = torch.float32 if form.name == "float32" else torch.bfloat16
-        self._machine = Machine(compiled(lambda: _emit(form), f"factors {form.companion.name}", form.processor))
+        self._machine = Machine(compiled(lambda: _module(form), f"factors {form.companion.name}", form.processor))
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
         self._write = kind(self._machine.address("write"))
 
@@ -52,8 +52,8 @@ class FactorWriter:
         self._write(factors.ctypes.data, len(factors))
 
 
-def _emit(form: Format) -> Module:
-    module = Module("factors", form.processor)
+def emit_write(module: Module, form: Format) -> None:
+    """Writes `write`; its arguments are `layout.Factor`s and their number."""
     body = Body(module, "write", [PTR, I64])
     table, count = body.arguments
     write = _quantized if form.companion.name == "int8" else _exact
@@ -62,6 +62,11 @@ def _emit(form: Format) -> Module:
         with body.loop(0, get("outputs")) as row:
             write(body, form, get, row)
     body.end()
+
+
+def _module(form: Format) -> Module:
+    module = Module("factors", form.processor)
+    emit_write(module, form)
     return module
 
 
