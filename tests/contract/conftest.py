@@ -41,7 +41,7 @@ def collector() -> Iterator[Collector]:
         yield running
 
 
-# Which runtimes are held to the suite; `make test-cluster` names those on Ray.
+# Which runtimes are held to the suite; `make test-contract` names those on Ray.
 _RUNTIMES = os.environ.get("ARGOSY_TEST_RUNTIMES", "embedded").split(",")
 
 

@@ -26,9 +26,9 @@ class Tool(Protocol):
     """Something that a model may call.
 
     `description` is written for the model, `parameters` is a JSON schema of type object, and `shown` what a model reads
-    of it. `timeout_s` bounds one call;
-    it can only end a tool that awaits, so work that blocks belongs on a thread. `per_minute` bounds how often the
-    server calls it; 0 does not. What a tool says that is not `trusted` is shown to the model as data.
+    of it. `timeout_s` bounds one call; it can only end a tool that awaits, so work that blocks belongs on a thread.
+    `per_minute` bounds how often the server calls it; 0 does not. What a tool says that is not `trusted` is shown to
+    the model as data.
     """
 
     @property
@@ -98,11 +98,12 @@ class BuiltInTool:
     @property
     def shown(self) -> Mapping[str, Any]:
         """The same without the lists of values that are well known, which a prompt would have to carry."""
+        parameters = self.parameters
         properties = {
             name: {key: value for key, value in schema.items() if key != "enum" or name not in self.well_known}
-            for name, schema in self.parameters["properties"].items()
+            for name, schema in parameters["properties"].items()
         }
-        return {**self.parameters, "properties": properties}
+        return {**parameters, "properties": properties}
 
     def validate(self, arguments: Mapping[str, object]) -> Arguments:
         """An instance of `arguments`. Raises InvalidArgumentsError."""

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.native import is_supported
+from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.factors import FactorWriter
 from argosy_services.engine.torch_engine.native.gemm import Format, format_of
 from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, host
@@ -35,7 +37,7 @@ def write(form: Format, matrices: list[torch.Tensor]) -> list[tuple[torch.Tensor
     made, tasks = [], []
     for matrix in matrices:
         outputs, size = (-(-length // 16) * 16 for length in matrix.shape)
-        together = form.companion.together
+        together = form.together
         shape = outputs // 16, size // together, 16, together
         made.append((torch.zeros(shape, dtype=torch.uint8 if writer.scaled else writer.dtype), torch.zeros(outputs)))
         tasks.append((matrix.data_ptr(), made[-1][0].data_ptr(), made[-1][1].data_ptr(), *matrix.shape, size))
@@ -72,3 +74,11 @@ def test_other_formats_keep_the_numbers(form: str) -> None:
         assert torch.equal(written[:outputs, :size], matrix)
         assert not written[outputs:].any()
         assert not written[:, size:].any()
+
+
+@pytest.mark.parametrize(("form", "wrong"), [("int8", torch.float32), ("float32", torch.bfloat16)])
+def test_factors_of_another_type_are_refused(form: str, wrong: torch.dtype) -> None:
+    pair = LoraPair(torch.zeros(16, 64, dtype=wrong), torch.zeros(64, 16, dtype=wrong))
+    adapters = NativeAdapters(1, ["q_proj"], format_of(form, host()))
+    with pytest.raises(ValueError, match=f"q_proj: factors of {wrong}"):
+        adapters.prepare(LoraWeights("version", 16, ("q_proj",), 0, {"q_proj": pair}))

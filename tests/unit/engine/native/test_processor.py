@@ -37,7 +37,7 @@ def assembly(kind: Processor, form: str) -> str:
     emit_attend(written, heads)
     emit_embed(written, "bfloat16")
     emit_adapt(written, made.inputs)
-    emit_write(written, made)
+    emit_write(written, made.companion)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(cpu=EXAMPLES[kind], opt=3)

@@ -195,9 +195,8 @@ def _alike(
     groups: dict[tuple[object, ...], tuple[float, list[str]]] = {}
     for path, (a, b) in pairs.items():
         factor = scaling(path)
-        groups.setdefault((factor, path.rpartition(".")[2], a.dtype, a.shape, b.dtype, b.shape), (factor, []))[
-            1
-        ].append(path)
+        kind = factor, path.rpartition(".")[2], a.dtype, a.shape, b.dtype, b.shape
+        groups.setdefault(kind, (factor, []))[1].append(path)
     return groups.values()
 
 

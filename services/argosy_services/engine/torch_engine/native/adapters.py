@@ -46,7 +46,7 @@ class NativeAdapters:
         of the base's weights.
         """
         self._limit = limit
-        self._write = FactorWriter(form)
+        self._write = FactorWriter(form.companion)
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))

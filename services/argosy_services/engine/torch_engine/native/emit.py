@@ -218,6 +218,10 @@ class Body:
         """0 to 15 as int32."""
         return ir.Constant(I32X, list(range(LANES)))
 
+    def below(self, count: Value) -> Value:
+        """Whether each lane's number is below an int64, as i1."""
+        return self.builder.icmp_signed("<", self.lanes(), self.splat(self.builder.trunc(count, I32)))
+
     def fma(self, left: Value, right: Value, addend: Value) -> Value:
         """Left * right + addend, rounded once."""
         return self.call(f"llvm.fma.{_name(addend.type)}", addend.type, left, right, addend)

@@ -39,11 +39,12 @@ class FactorWriter:
     """
 
     def __init__(self, form: Format) -> None:
-        self.scaled = form.companion.name == "int8"
+        """`form` is that of the factors, the `companion` of the base's."""
+        self.scaled = form.name == "int8"
         self.width = 1 if self.scaled else 4 // form.together
         """Bytes of a number."""
         self.dtype = torch.float32 if form.name == "float32" else torch.bfloat16
-        self._machine = Machine(compiled(lambda: _module(form), f"factors {form.companion.name}", form.processor))
+        self._machine = Machine(compiled(lambda: _module(form), f"factors {form.name}", form.processor))
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
         self._write = kind(self._machine.address("write"))
 
@@ -56,7 +57,7 @@ def emit_write(module: Module, form: Format) -> None:
     """Writes `write`; its arguments are `layout.Factor`s and their number."""
     body = Body(module, "write", [PTR, I64])
     table, count = body.arguments
-    write = _quantized if form.companion.name == "int8" else _exact
+    write = _quantized if form.name == "int8" else _exact
     with body.loop(0, count) as number:
         get = Factor.reader(body, body.at(table, body.mul(number, 8 * len(Factor.names))))
         with body.loop(0, get("outputs")) as row:
@@ -71,7 +72,7 @@ def _module(form: Format) -> Module:
 
 
 def _quantized(body: Body, form: Format, get: Reader, row: Value) -> None:
-    together, size = form.processor.together, get("size")
+    together, size = form.together, get("size")
     values = body.at(get.pointer("matrix"), body.mul(row, body.mul(size, 2)))
     largest = body.cell(F32X, body.number(0.0))
 
@@ -120,8 +121,7 @@ def _each(body: Body, values: Value, size: Value, do: Callable[[Value, Value], N
     with body.loop(0, whole, LANES) as index:
         do(from_bfloat(body, body.load(I16X, values, body.mul(index, 2))), index)
     with body.when(body.less(whole, size)):
-        left = body.splat(body.builder.trunc(body.sub(size, whole), I32))
-        inside = body.builder.icmp_signed("<", body.lanes(), left)
+        inside = body.below(body.sub(size, whole))
         nothing = ir.Constant(I16X, [0] * LANES)
         at = body.at(values, body.mul(whole, 2))
         name = f"llvm.masked.load.v{LANES}i16.p0"

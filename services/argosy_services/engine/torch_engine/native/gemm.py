@@ -47,6 +47,8 @@ from argosy_services.engine.torch_engine.native.layout import (
     Reader,
     Step,
     Tasks,
+    adapter_entry,
+    adapter_task,
 )
 from argosy_services.engine.torch_engine.native.processor import Processor
 
@@ -266,16 +268,17 @@ def emit_product(module: Module, form: Format) -> None:
     last = body.min(body.add(first, ROWS), total)
     columns = body.processor.vectors * LANES
     streams = CHUNK // columns
-    chunk_bytes = get("chunk_bytes")
-    stream_bytes = body.div(chunk_bytes, streams)
+    stream_bytes = body.div(get("chunk_bytes"), streams)
     groups = body.mul(body.div(size, GROUP), 4)
 
-    def tile(number: Value, row: Value, rows: int, ahead: Value) -> None:
-        """Computes `rows` rows of one of the chunk's streams."""
-        column_bytes = body.mul(body.add(body.mul(chunk, streams), number), columns * 4)
-        weights = body.add(body.mul(chunk, chunk_bytes), body.mul(number, stream_bytes))
+    def weights(stream: Value) -> Value:
+        return body.at(get.pointer("weights"), body.mul(stream, stream_bytes))
+
+    def tile(stream: Value, row: Value, rows: int, ahead: Value) -> None:
+        """Computes `rows` rows of a stream."""
+        column_bytes = body.mul(stream, columns * 4)
         operands = Operands(
-            weights=body.at(get.pointer("weights"), weights),
+            weights=weights(stream),
             inputs=body.at(places["inputs"], body.mul(row, row_bytes)),
             scales=body.at(places["scales"], body.mul(row, groups)),
             offsets=body.at(places["offsets"], body.mul(row, groups)),
@@ -299,17 +302,16 @@ def emit_product(module: Module, form: Format) -> None:
     rest = body.sub(last, whole)
     many = body.less(ROWS, total)
     following = _Following(body, get, step, more=body.sub(body.div(body.sub(whole, first), HEIGHT), 1))
-    with body.loop(0, streams) as number:
+    start = body.mul(chunk, streams)
+    with body.loop(start, body.add(start, streams)) as stream:
         with body.when(many), body.loop(first, whole, HEIGHT) as row:
-            tile(number, row, HEIGHT, None)
-        stream = body.add(body.mul(chunk, streams), number)
-        weights = body.at(get.pointer("weights"), body.mul(stream, stream_bytes))
+            tile(stream, row, HEIGHT, None)
         with body.when(body.builder.not_(many)), body.loop(first, whole, HEIGHT) as row:
             index = body.div(body.sub(row, first), HEIGHT)
-            tile(number, row, HEIGHT, following.offset(weights, stream, stream_bytes, index))
+            tile(stream, row, HEIGHT, following.offset(weights(stream), stream, stream_bytes, index))
         for rows in range(1, HEIGHT):
             with body.when(body.equal(rest, rows)):
-                tile(number, whole, rows, _AHEAD if rows <= _FEW else ahead)
+                tile(stream, whole, rows, _AHEAD if rows <= _FEW else ahead)
     body.end()
 
 
@@ -323,8 +325,7 @@ class _Following:
 
     def __init__(self, body: Body, get: Reader, step: Value, *, more: Value) -> None:
         """`more` is the number of whole tiles of a stream beside the first one."""
-        self._body, self._get, self._more = body, get, more
-        self._plan = body.load(PTR, step, 8 * Step.ADAPTED)
+        self._body, self._get, self._step, self._more = body, get, step, more
         adapted = body.load(I64, step, 8 * Tasks.ADAPTED_ONE)
         self._tasks = body.builder.select(body.equal(get("table"), 0), body.int(0), adapted)
 
@@ -335,12 +336,9 @@ class _Following:
         wanted = body.builder.and_(body.less(0, index), body.less(0, self._tasks))
         with body.when(wanted):
             piece = body.add(body.mul(stream, self._more), body.sub(index, 1))
-            slot = body.load(I64, self._plan, body.add(body.mul(body.rem(piece, self._tasks), 24), 16))
-            modules = body.at(
-                get.pointer("table"), body.mul(slot, body.mul(get("table_modules"), 8 * len(AdapterField)))
-            )
+            *_, slot = adapter_task(body, self._step, body.rem(piece, self._tasks))
             first, end = (
-                body.load(I64, modules, body.add(body.mul(get(name), 8 * len(AdapterField)), 8 * field))
+                body.load(I64, adapter_entry(body, get, slot, get(name)), 8 * field)
                 for name, field in (("first_module", AdapterField.DOWN), ("last_module", AdapterField.END))
             )
             place = body.add(first, body.mul(body.div(piece, self._tasks), size))

@@ -103,6 +103,19 @@ class Reader:
         return self._body.load(PTR, self._arguments, self._places[name])
 
 
+def adapter_task(body: Body, step: Value, task: Value) -> tuple[Value, Value, Value]:
+    """First row, rows and slot of a task that `NativeAdapters.plan` made."""
+    planned = body.at(body.load(PTR, step, 8 * Step.ADAPTED), body.mul(task, 24))
+    row, rows, slot = (body.load(I64, planned, 8 * index) for index in range(3))
+    return row, rows, slot
+
+
+def adapter_entry(body: Body, get: Reader, slot: Value, module: Value) -> Value:
+    """Where the table of adapters, which an argument names, has the `AdapterField`s of a slot's module."""
+    number = body.add(body.mul(slot, get("table_modules")), module)
+    return body.at(get.pointer("table"), body.mul(number, 8 * len(AdapterField)))
+
+
 Product = Arguments(
     *("weights", "weight_scales", "bias", "chunk_bytes", "chunks", "size"),
     *("inputs", "row_bytes", "scales", "offsets", "out", "stride", "accumulate", "ahead"),

@@ -26,7 +26,14 @@ from argosy_services.engine.torch_engine.native.emit import (
     Value,
 )
 from argosy_services.engine.torch_engine.native.instructions import byte_line, dots, pairs, to_bfloat
-from argosy_services.engine.torch_engine.native.layout import GROUP, MODULES, Adapt, AdapterField, Step
+from argosy_services.engine.torch_engine.native.layout import (
+    GROUP,
+    MODULES,
+    Adapt,
+    AdapterField,
+    adapter_entry,
+    adapter_task,
+)
 from argosy_services.engine.torch_engine.native.rows import quantizing
 
 HEIGHT = 6
@@ -42,13 +49,11 @@ def emit_adapt(module: Module, form: str) -> None:
     arguments, task, step = body.arguments
     get = Adapt.reader(body, arguments)
     count = get("modules")
-    plan = body.at(body.load(PTR, step, 8 * Step.ADAPTED), body.mul(body.div(task, count), 24))
-    row, rows, slot = (body.load(I64, plan, 8 * index) for index in range(3))
+    row, rows, slot = adapter_task(body, step, body.div(task, count))
     chosen = body.at(arguments, body.mul(body.rem(task, count), 24))
     first_module = 8 * (len(Adapt.names) - 3 * MODULES)
     index, columns, offset = (body.load(I64, chosen, first_module + 8 * part) for part in range(3))
-    number = body.add(body.mul(slot, get("table_modules")), index)
-    entry = body.at(get.pointer("table"), body.mul(number, 8 * len(AdapterField)))
+    entry = adapter_entry(body, get, slot, index)
     rank = body.load(I64, entry, 8 * AdapterField.RANK)
     down, up, down_scales, up_scales = (body.load(PTR, entry, 8 * field) for field in POINTERS)
     factors = _Factors(down, up, down_scales, up_scales, rank)

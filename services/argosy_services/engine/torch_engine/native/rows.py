@@ -99,8 +99,7 @@ def emit_largest(module: Module) -> None:
     with body.loop(0, whole, LANES) as index:
         consider(body.load(F32X, logits, body.mul(index, 4)), index)
     with body.when(body.less(whole, size)):
-        left = body.splat(builder.trunc(body.sub(size, whole), I32))
-        inside = builder.icmp_signed("<", body.lanes(), left)
+        inside = body.below(body.sub(size, whole))
         value = body.load(F32X, logits, body.mul(whole, 4))
         consider(builder.select(inside, value, body.number(float("-inf"))), whole)
     top = body.splat(body.top(best.get()))
