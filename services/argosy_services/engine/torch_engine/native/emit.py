@@ -246,6 +246,10 @@ class Body:
         """The larger float in each lane."""
         return self.builder.select(self.builder.fcmp_ordered(">", left, right), left, right)
 
+    def smaller(self, left: Value, right: Value) -> Value:
+        """The smaller float in each lane."""
+        return self.builder.select(self.builder.fcmp_ordered("<", left, right), left, right)
+
     def absolute(self, value: Value) -> Value:
         """The float without its sign."""
         return self.call(f"llvm.fabs.{_name(value.type)}", value.type, value)
@@ -296,21 +300,20 @@ class Body:
         return self.builder.extract_element(value, ir.Constant(I32, 0))
 
     def exp2(self, value: Value) -> Value:
-        """2 to the power of floats, to two units in the last place; 0 below -126.
+        """2 to the power of floats of at most 127, to two units in the last place; 0 below -126.5.
 
-        The power splits into a whole part, which becomes an exponent, and a rest, for which a polynomial is taken.
+        The power splits into a whole part, which becomes an exponent, and a rest, for which a polynomial is taken. In a
+        sum with `_EXPONENT` the whole part, and 127 more, is what the last bits are.
         """
         builder = self.builder
-        value = self.larger(value, self.number(-150.0))
-        whole = self.nearest(value)
-        rest = self.fsub(value, whole)
+        value = self.larger(value, self.number(-127.0))
+        shifted = self.fadd(value, self.number(_EXPONENT))
+        rest = self.fsub(value, self.fsub(shifted, self.number(_EXPONENT)))
         result = self.number(_EXP2[0])
         for coefficient in _EXP2[1:]:
             result = self.fma(result, rest, self.number(coefficient))
-        tiny = builder.fcmp_ordered("<", whole, self.number(-126.0))
-        bits = builder.shl(builder.add(self.to_int(whole), self.whole(127)), self.whole(23))
-        power = builder.select(tiny, self.number(0.0), builder.bitcast(bits, F32X))
-        return self.fmul(result, power)
+        bits = builder.shl(builder.bitcast(shifted, I32X), self.whole(23))
+        return self.fmul(result, builder.bitcast(bits, F32X))
 
     # Functions.
 
@@ -323,6 +326,7 @@ class Body:
         return self.builder.call(function, list(arguments))
 
 
+_EXPONENT = 1.5 * 2.0**23 + 127
 # 2^x on [-0.5, 0.5], highest power first, fitted for the least relative error, 2e-9 before rounding.
 _EXP2 = (
     *(0.0001534580806037411, 0.0013399932067841291, 0.009618489071726799, 0.05550328642129898),

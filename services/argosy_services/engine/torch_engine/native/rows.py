@@ -1,11 +1,12 @@
-"""Kernels that work on one row each: embedding, normalisation, gating, quantization, and the largest logit.
+"""Kernels that work on one row each: embedding, normalisation, activation, quantization, and the largest logit.
 
-What a product takes in is written by one of three kernels, `norm`, `gate` and `plain`, for every format of weights.
+What a product takes in is written by one of these kernels for every format of weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from llvmlite import ir
@@ -30,17 +31,20 @@ from argosy_services.engine.torch_engine.native.instructions import from_bfloat,
 from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Reader, Rows, Step
 
 _VECTOR = 4 * LANES
+DECODER, ENCODER = ("norm", "plain", "gate"), ("layer_norm", "plain", "gelu")
+"""The kernels that each of them needs."""
 # The values of a row at an index that is a multiple of 16.
 Source = Callable[[Value], Value]
 
 
-def emit_rows(module: Module, form: str, *, epsilon: float) -> None:
-    """Writes `norm_<form>`, `plain_<form>` and `gate_<form>`; their arguments are `layout.Rows`.
+def emit_rows(module: Module, form: str, kinds: Sequence[str] = DECODER, *, epsilon: float) -> None:
+    """Writes `<kind>_<form>` for some kinds; their arguments are `layout.Rows`.
 
     `norm` is RMSNorm (Zhang and Sennrich, 2019), `gate` is SiLU of a row's first half times its second half (SwiGLU,
-    Shazeer, 2020).
+    Shazeer, 2020), `gelu` the exact GELU (Hendrycks and Gimpel, 2016). `layer_norm` (Ba et al., 2016) takes weights
+    and then biases for `norm`, and overwrites its inputs with what it gives.
     """
-    for kind in ("norm", "plain", "gate"):
+    for kind in kinds:
         body, row, get = _begin(module, f"{kind}_{form}", Rows)
         size = get("size")
         source_row = body.load(I64, body.arguments[2], body.mul(get("indices_slot"), 8))
@@ -57,8 +61,12 @@ def emit_rows(module: Module, form: str, *, epsilon: float) -> None:
         inputs = body.at(get.pointer("inputs"), body.mul(taken, get("stride")))
         if kind == "norm":
             source = _normed(body, inputs, get.pointer("norm"), size, epsilon)
+        elif kind == "layer_norm":
+            source = _layer_normed(body, inputs, get.pointer("norm"), size, epsilon)
         elif kind == "gate":
             source = _gated(body, inputs, size)
+        elif kind == "gelu":
+            source = _gelu(body, inputs)
         else:
             source = _read(body, inputs)
         _SINKS[form](body, row, get, size, source)
@@ -151,11 +159,51 @@ def _normed(body: Body, inputs: Value, weight: Value, size: Value, epsilon: floa
     return value
 
 
+def _layer_normed(body: Body, inputs: Value, norm: Value, size: Value, epsilon: float) -> Source:
+    count = body.builder.uitofp(size, F32)
+    total, squares = body.cell(F32X, body.number(0.0)), body.cell(F32X, body.number(0.0))
+    with body.loop(0, size, LANES) as index:
+        total.set(body.fadd(total.get(), body.load(F32X, inputs, body.mul(index, 4))))
+    mean = body.splat(body.fdiv(body.sum(total.get()), count))
+    with body.loop(0, size, LANES) as index:
+        value = body.fsub(body.load(F32X, inputs, body.mul(index, 4)), mean)
+        squares.set(body.fma(value, value, squares.get()))
+    variance = body.fdiv(body.sum(squares.get()), count)
+    deviation = body.root(body.fadd(variance, ir.Constant(F32, epsilon)))
+    factors = body.splat(body.fdiv(ir.Constant(F32, 1.0), deviation))
+    biases = body.at(norm, body.mul(size, 4))
+
+    def value(index: Value) -> Value:
+        place = body.mul(index, 4)
+        normed = body.fmul(body.fsub(body.load(F32X, inputs, place), mean), factors)
+        result = body.fma(normed, body.load(F32X, norm, place), body.load(F32X, biases, place))
+        body.store(result, inputs, place)
+        return result
+
+    return value
+
+
+def _gelu(body: Body, inputs: Value) -> Source:
+    def value(index: Value) -> Value:
+        given = body.load(F32X, inputs, body.mul(index, 4))
+        size = body.fmul(body.absolute(given), body.number(math.sqrt(0.5)))
+        scale = body.fdiv(body.number(1.0), body.fma(size, body.number(_ERFC_SCALE), body.number(1.0)))
+        tail = body.number(_ERFC[0])
+        for coefficient in _ERFC[1:]:
+            tail = body.fma(tail, scale, body.number(coefficient))
+        decay = body.exp2(body.fmul(body.fmul(size, size), body.number(-LOG2_E)))
+        tail = body.fmul(body.fmul(tail, scale), body.fmul(decay, body.absolute(given)))
+        # x * (1 + erf(x / sqrt 2)) / 2 is the larger of x and 0, less half of |x| times the tail.
+        return body.fma(tail, body.number(-0.5), body.larger(given, body.number(0.0)))
+
+    return value
+
+
 def _gated(body: Body, inputs: Value, size: Value) -> Source:
     def value(index: Value) -> Value:
         gate = body.load(F32X, inputs, body.mul(index, 4))
         up = body.load(F32X, inputs, body.mul(body.add(index, size), 4))
-        decay = body.exp2(body.fmul(gate, body.number(-LOG2_E)))
+        decay = body.exp2(body.smaller(body.fmul(gate, body.number(-LOG2_E)), body.number(127.0)))
         return body.fmul(body.fdiv(gate, body.fadd(decay, body.number(1.0))), up)
 
     return value
@@ -210,6 +258,10 @@ def quantizing(body: Body, top: Value, kind: ir.VectorType) -> tuple[Value, Valu
     scale = builder.select(some, body.fdiv(top, limit), ir.Constant(F32, 0.0))
     return scale, builder.select(some, body.fdiv(limit, top), ir.Constant(F32, 0.0))
 
+
+# 1 - erf(x) for x >= 0, off by 1.5e-7 at most (Abramowitz and Stegun, 1964, 7.1.26; after Hastings, 1955).
+_ERFC_SCALE = 0.3275911
+_ERFC = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 _SINKS: dict[str, Callable[[Body, Value, Reader, Value, Source], None]] = {
     "float32": _to_float32,
