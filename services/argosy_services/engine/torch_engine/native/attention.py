@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from argosy_services.engine.torch_engine.native.emit import (
     F32,
@@ -20,7 +22,6 @@ from argosy_services.engine.torch_engine.native.emit import (
     LANES,
     PTR,
     Body,
-    Cell,
     Module,
     Value,
 )
@@ -36,18 +37,40 @@ _UNROLL = 4
 _HIDDEN = -1e30
 
 
-def emit_attend(module: Module, shape: Heads) -> None:
-    """Writes `attend`; its arguments are `layout.Attend`.
+def tasks_of(
+    shape: Heads,
+    tables: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The tasks of a step, int64 `[tasks, 6]`, which `Step.TILES` points at.
 
-    A step's `TILES` are int64 groups of five: the first of a sequence's tiles in `TABLES`, the row and the position of
-    its first token in this step, the first query vector (rows times heads of a group) and how many there are.
+    For each sequence there is the first of its tiles in `Step.TABLES`, the row and the position of its first token in
+    this step, and its number of tokens. A task has the first three of them, its first query vector (rows times heads of
+    a group), how many it takes, and its key-value head. Those of one sequence and head follow one another, since they
+    read the same keys and values.
+    """
+    vectors = counts * (shape.heads // shape.kv_heads)
+    parts = -(-vectors // HEIGHT)
+    owner = np.repeat(np.arange(len(vectors)), parts * shape.kv_heads)
+    place = np.arange(len(owner)) - ((np.cumsum(parts) - parts) * shape.kv_heads)[owner]
+    head, part = np.divmod(place, parts[owner])
+    first = part * HEIGHT
+    left = np.minimum(HEIGHT, vectors[owner] - first)
+    return np.stack((tables[owner], rows[owner], positions[owner], first, left, head), axis=1)
+
+
+def emit_attend(module: Module, shape: Heads, *, causal: bool = True) -> None:
+    """Writes `attend`; its arguments are `layout.Attend`, its tasks those of `tasks_of`.
+
+    Where it is not `causal`, every token attends to all up to the position that its sequence has there.
     """
     body = Body(module, "attend", [PTR, I64, PTR])
     arguments, task, step = body.arguments
     get = Attend.reader(body, arguments)
-    head = body.rem(task, shape.kv_heads)
-    plan = body.at(body.load(PTR, step, 8 * Step.TILES), body.mul(body.div(task, shape.kv_heads), 40))
-    table_at, row, position, first, count = (body.load(I64, plan, 8 * index) for index in range(5))
+    plan = body.at(body.load(PTR, step, 8 * Step.TILES), body.mul(task, 48))
+    table_at, row, position, first, count, head = (body.load(I64, plan, 8 * index) for index in range(6))
     table = body.at(body.load(PTR, step, 8 * Step.TABLES), body.mul(table_at, 8))
     place = body.mul(head, shape.unit_bytes)
     task_parts = _Attention(
@@ -63,10 +86,14 @@ def emit_attend(module: Module, shape: Heads) -> None:
         row=row,
         position=position,
         first=first,
+        scores=body.scratch(HEIGHT * SUPER * 4),
         weights=body.scratch(HEIGHT * SUPER * 4),
         sums=body.scratch(HEIGHT * shape.dim * 4),
+        tops=body.scratch(HEIGHT * 64),
+        totals=body.scratch(HEIGHT * 64),
         now=body.scratch(8 * _TILES),
         soon=body.scratch(8 * _TILES),
+        causal=causal,
     )
     for rows in range(1, HEIGHT + 1):
         with body.when(body.equal(count, rows)):
@@ -76,7 +103,11 @@ def emit_attend(module: Module, shape: Heads) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Attention:
-    """What the code of one task refers to."""
+    """What the code of one task refers to.
+
+    What rows have is in memory between the products, and rows are gone through in loops: written out for each row, it
+    would not fit into registers, and would push the sums of products out of theirs.
+    """
 
     body: Body
     shape: Heads
@@ -90,47 +121,70 @@ class _Attention:
     row: Value
     position: Value
     first: Value
+    scores: Value
     weights: Value
     sums: Value
+    tops: Value
+    totals: Value
     now: Value
     soon: Value
+    causal: bool
 
     def run(self, rows: int) -> None:
         """Attends with `rows` query vectors."""
         body, shape = self.body, self.shape
-        group = shape.heads // shape.kv_heads
-        dim = shape.dim
-        limits, sources, targets = [], [], []
+        # Not a loop: LLVM would make a call of one that writes zeros.
         for index in range(rows):
-            flat = body.add(self.first, index)
-            offset = body.div(flat, group)
-            row = body.add(self.row, offset)
-            head = body.add(body.mul(self.head, group), body.rem(flat, group))
-            limits.append(body.add(self.position, offset))
-            vector = body.add(body.mul(row, shape.heads), head)
-            sources.append(body.at(self.queries, body.mul(vector, dim * shape.given_width)))
-            targets.append(body.at(self.out, body.add(body.mul(row, self.stride), body.mul(head, dim * 4))))
-        lowest = body.max(body.add(body.sub(limits[0], self.window), 1), 0)
-        tops = [body.cell(F32X, body.number(_HIDDEN)) for _ in range(rows)]
-        totals = [body.cell(F32X, body.number(0.0)) for _ in range(rows)]
-        for index in range(rows):
-            for start in range(0, dim, LANES):
-                body.store(body.number(0.0), self.sums, 4 * (index * dim + start))
-        with body.loop(body.div(lowest, SUPER), body.add(body.div(limits[-1], SUPER), 1)) as step:
-            tiles, following = self._tiles(step), self._tiles(body.add(step, 1))
-            for index, (tile, next_tile) in enumerate(zip(tiles, following, strict=True)):
-                body.store(tile, self.now, 8 * index)
-                body.store(next_tile, self.soon, 8 * index)
-            scores = self._scores(rows, sources, tiles, following)
-            for index in range(rows):
-                hidden = self._hide(scores[index], limits[index], step)
-                self._shrink(index, self._soften(index, hidden, tops[index], totals[index]))
-            self._add_values(rows)
-        for index in range(rows):
-            factor = body.splat(body.fdiv(ir.Constant(F32, 1.0), body.sum(totals[index].get())))
-            for start in range(0, dim, LANES):
-                value = body.load(F32X, self.sums, 4 * (index * dim + start))
-                body.store(body.fmul(value, factor), targets[index], 4 * start)
+            body.store(body.number(_HIDDEN), self.tops, 64 * index)
+            body.store(body.number(0.0), self.totals, 64 * index)
+            for start in range(0, shape.dim, LANES):
+                body.store(body.number(0.0), self._sums_of(index), 4 * start)
+        sources = [self._source(index) for index in range(rows)]
+        lowest = body.max(body.add(body.sub(self._limit(0), self.window), 1), 0)
+        highest = self._limit(rows - 1)
+        with body.loop(body.div(lowest, SUPER), body.add(body.div(highest, SUPER), 1)) as step:
+            for listed, number in ((self.now, step), (self.soon, body.add(step, 1))):
+                for index, tile in enumerate(self._tiles(number)):
+                    body.store(tile, listed, 8 * index)
+            # What is hidden from all rows is not computed.
+            tiles = body.min(body.add(body.div(body.sub(highest, body.mul(step, SUPER)), TILE), 1), _TILES)
+            self._add_scores(rows, sources, tiles)
+            self._hide(rows, step)
+            with body.loop(0, rows) as index:
+                self._soften(index)
+            self._add_values(rows, tiles)
+        with body.loop(0, rows) as index:
+            total = body.load(F32X, self.totals, body.mul(index, 64))
+            factor = body.splat(body.fdiv(ir.Constant(F32, 1.0), body.sum(total)))
+            target, sums = self._target(index), self._sums_of(index)
+            for start in range(0, shape.dim, LANES):
+                body.store(body.fmul(body.load(F32X, sums, 4 * start), factor), target, 4 * start)
+
+    def _place(self, index: Value) -> tuple[Value, Value]:
+        """The row of a query vector, counted from the sequence's first one, and its head."""
+        body, group = self.body, self.shape.heads // self.shape.kv_heads
+        flat = body.add(self.first, index)
+        return body.div(flat, group), body.add(body.mul(self.head, group), body.rem(flat, group))
+
+    def _limit(self, index: Value) -> Value:
+        """The last position that a query vector attends to."""
+        return self.body.add(self.position, self._place(index)[0]) if self.causal else self.position
+
+    def _source(self, index: Value) -> Value:
+        body, shape = self.body, self.shape
+        row, head = self._place(index)
+        vector = body.add(body.mul(body.add(self.row, row), shape.heads), head)
+        return body.at(self.queries, body.mul(vector, shape.dim * shape.given_width))
+
+    def _target(self, index: Value) -> Value:
+        body = self.body
+        row, head = self._place(index)
+        return body.at(
+            self.out, body.add(body.mul(body.add(self.row, row), self.stride), body.mul(head, self.shape.dim * 4))
+        )
+
+    def _sums_of(self, index: Value) -> Value:
+        return self.body.at(self.sums, self.body.mul(index, self.shape.dim * 4))
 
     def _tiles(self, step: Value) -> list[Value]:
         """The tiles of 64 tokens. A table has those of one more step than there are tokens for, to be fetched early."""
@@ -140,76 +194,82 @@ class _Attention:
         ]
         return [body.at(self.keys, body.mul(number, self.shape.stride)) for number in numbers]
 
-    def _scores(self, rows: int, sources: list[Value], keys: list[Value], following: list[Value]) -> list[list[Value]]:
-        """Of each row, one vector for each tile. As many tiles at once as there are registers for."""
-        across = self.body.processor.vectors
-        parts = [
-            self._scores_of(rows, sources, keys[first : first + across], following[first : first + across])
-            for first in range(0, len(keys), across)
-        ]
-        return [[score for part in parts for score in part[row]] for row in range(rows)]
-
-    def _scores_of(
-        self, rows: int, sources: list[Value], keys: list[Value], following: list[Value]
-    ) -> list[list[Value]]:
+    def _add_scores(self, rows: int, sources: list[Value], tiles: Value) -> None:
+        """Writes the scores of the first `tiles` tiles, as many at once as there are registers for."""
         body, shape = self.body, self.shape
-        cells = [[body.cell(F32X, body.number(0.0)) for _ in keys] for _ in range(rows)]
-        with body.loop(0, shape.dim // shape.pair, _UNROLL) as start:
-            totals = [[cell.get() for cell in row] for row in cells]
-            for more in range(_UNROLL):
-                index = body.add(start, more)
-                lines = [self._line(key, body.mul(index, 64)) for key in keys]
-                # Whole tasks are those of prompts, which find in the cache what their neighbours have just read.
-                for key in following if rows < HEIGHT else ():
-                    body.prefetch(key, body.mul(index, 64))
+        across = body.processor.vectors
+        with body.loop(0, tiles, across) as first:
+            keys, following = (
+                [body.load(PTR, listed, body.mul(body.add(first, tile), 8)) for tile in range(across)]
+                for listed in (self.now, self.soon)
+            )
+            cells = [[body.cell(F32X, body.number(0.0)) for _ in keys] for _ in range(rows)]
+            with body.loop(0, shape.dim // shape.pair, _UNROLL) as start:
+                totals = [[cell.get() for cell in row] for row in cells]
+                for more in range(_UNROLL):
+                    index = body.add(start, more)
+                    lines = [self._line(key, body.mul(index, 64)) for key in keys]
+                    # Whole tasks are those of prompts, which find in the cache what their neighbours have just read.
+                    for key in following if rows < HEIGHT else ():
+                        body.prefetch(key, body.mul(index, 64))
+                    for row in range(rows):
+                        totals[row] = self._join_all(totals[row], lines, sources[row], index)
                 for row in range(rows):
-                    totals[row] = self._join_all(totals[row], lines, sources[row], index)
+                    for cell, total in zip(cells[row], totals[row], strict=True):
+                        cell.set(total)
             for row in range(rows):
-                for cell, total in zip(cells[row], totals[row], strict=True):
-                    cell.set(total)
-        return [[cell.get() for cell in row] for row in cells]
+                for tile, cell in enumerate(cells[row]):
+                    body.store(cell.get(), self.scores, body.mul(body.add(first, row * _TILES + tile), 64))
 
-    def _hide(self, scores: list[Value], limit: Value, step: Value) -> list[Value]:
-        """Scores without those of tokens that come later, or lie before the window."""
-        body, builder = self.body, self.body.builder
-        last = body.splat(builder.trunc(limit, I32))
-        beyond = body.splat(builder.trunc(body.sub(limit, self.window), I32))
-        start = body.splat(builder.trunc(body.mul(step, SUPER), I32))
-        seen = []
-        for tile, score in enumerate(scores):
-            places = builder.add(builder.add(start, body.lanes()), body.whole(tile * TILE))
-            visible = builder.and_(builder.icmp_signed("<=", places, last), builder.icmp_signed(">", places, beyond))
-            seen.append(builder.select(visible, score, body.number(_HIDDEN)))
-        return seen
-
-    def _soften(self, index: int, seen: list[Value], top: Cell, total: Cell) -> Value:
-        """Turns scores into weights, relative to the largest score so far; returns what earlier ones shrink by."""
+    def _soften(self, index: Value) -> None:
+        """Turns a row's scores into weights, relative to its largest score so far, and shrinks its sums by what earlier
+        weights shrink."""
         body = self.body
+        scores = body.at(self.scores, body.mul(index, SUPER * 4))
+        seen = [body.load(F32X, scores, tile * 64) for tile in range(_TILES)]
         largest = seen[0]
         for score in seen[1:]:
             largest = body.larger(score, largest)
-        before = top.get()
+        place = body.mul(index, 64)
+        before = body.load(F32X, self.tops, place)
         now = body.larger(body.splat(body.top(largest)), before)
         shrink = body.exp2(body.fsub(before, now))
-        running = body.fmul(total.get(), shrink)
+        running = body.fmul(body.load(F32X, self.totals, place), shrink)
+        width = self.shape.given_width
+        weights = body.at(self.weights, body.mul(index, SUPER * width))
         for tile, score in enumerate(seen):
             weight = body.exp2(body.fsub(score, now))
             running = body.fadd(running, weight)
-            width = self.shape.given_width
-            narrow = to_bfloat(body, weight) if width == 2 else weight
-            body.store(narrow, self.weights, (index * SUPER + tile * TILE) * width)
-        top.set(now)
-        total.set(running)
-        return shrink
+            body.store(to_bfloat(body, weight) if width == 2 else weight, weights, tile * TILE * width)
+        body.store(now, self.tops, place)
+        body.store(running, self.totals, place)
+        sums = self._sums_of(index)
+        for start in range(0, self.shape.dim, LANES):
+            body.store(body.fmul(body.load(F32X, sums, 4 * start), shrink), sums, 4 * start)
 
-    def _shrink(self, index: int, factor: Value) -> None:
-        body, dim = self.body, self.shape.dim
-        for start in range(0, dim, LANES):
-            place = 4 * (index * dim + start)
-            body.store(body.fmul(body.load(F32X, self.sums, place), factor), self.sums, place)
+    def _hide(self, rows: int, step: Value) -> None:
+        """Hides the scores of tokens that come later or lie before the window, in a step that has some."""
+        body, builder = self.body, self.body.builder
+        start = body.mul(step, SUPER)
+        later = body.less(self._limit(0), body.add(start, SUPER - 1))
+        earlier = body.less(start, body.add(body.sub(self._limit(rows - 1), self.window), 1))
+        with body.when(builder.or_(later, earlier)), body.loop(0, rows) as index:
+            limit = self._limit(index)
+            last = body.splat(builder.trunc(limit, I32))
+            beyond = body.splat(builder.trunc(body.sub(limit, self.window), I32))
+            first = body.splat(builder.trunc(start, I32))
+            scores = body.at(self.scores, body.mul(index, SUPER * 4))
+            for tile in range(_TILES):
+                places = builder.add(builder.add(first, body.lanes()), body.whole(tile * TILE))
+                visible = builder.and_(
+                    builder.icmp_signed("<=", places, last), builder.icmp_signed(">", places, beyond)
+                )
+                score = body.load(F32X, scores, tile * 64)
+                body.store(builder.select(visible, score, body.number(_HIDDEN)), scores, tile * 64)
 
-    def _add_values(self, rows: int) -> None:
-        """Adds the weighted values, as many dimensions at a time as there are registers for."""
+    def _add_values(self, rows: int, tiles: Value) -> None:
+        """Adds the weighted values of the first `tiles` tiles, as many dimensions at a time as there are registers
+        for."""
         body, shape = self.body, self.shape
         wide = min(shape.dim, body.processor.vectors * LANES)
         steps = TILE // shape.pair
@@ -218,7 +278,7 @@ class _Attention:
             cells = [
                 [body.cell(F32X, body.load(F32X, self.sums, place)) for place in row_places] for row_places in places
             ]
-            with body.loop(0, _TILES) as number:
+            with body.loop(0, tiles) as number:
                 tile, next_tile = (body.load(PTR, listed, body.mul(number, 8)) for listed in (self.now, self.soon))
                 values, next_values = (body.at(start, shape.tile_bytes) for start in (tile, next_tile))
                 weights = body.at(self.weights, body.mul(number, TILE * shape.given_width))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,34 +14,25 @@ from argosy_services.engine.torch_engine.native.attention import emit_attend
 from argosy_services.engine.torch_engine.native.buffers import Buffers, Inputs, stride
 from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import Module
-from argosy_services.engine.torch_engine.native.gemm import ROWS, Format, emit_product
+from argosy_services.engine.torch_engine.native.gemm import Format, emit_product
 from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.layout import (
     GROUP,
     MODULES,
     TILE,
     Adapt,
-    Attend,
     Embed,
     Largest,
-    Product,
-    Rotate,
-    Rows,
     Step,
     Tasks,
 )
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
+from argosy_services.engine.torch_engine.native.operations import Operation, Operations
 from argosy_services.engine.torch_engine.native.packing import Packed, PackedLayer, pack, pack_layer
 from argosy_services.engine.torch_engine.native.rotate import emit_rotate
 from argosy_services.engine.torch_engine.native.rows import emit_embed, emit_largest, emit_rows
 from argosy_services.engine.torch_engine.native.workers import OperationList, Workers, emit_workers
-
-Operation = tuple[int, list[int], int]
-# More positions than any sequence has.
-_NO_WINDOW = 1 << 30
-# From how many rows on how many of them make a task.
-_GRAINS = ((64, 8), (16, 2), (0, 1))
 
 
 class NativeDecoder:
@@ -65,32 +54,31 @@ class NativeDecoder:
         self.max_rows = max_rows
         self.max_positions = max_positions
         self._form = form
-        self._threads = threads
         self._inputs = form.inputs
         self._adapters = adapters
         # Of keys, values and embeddings.
         self._cache_form = "float32" if form.name == "float32" else "bfloat16"
-        self._heads = Heads.of(config, self._cache_form, form.processor)
+        self.heads = Heads.of(config, self._cache_form, form.processor)
         shelf = Shelf()
         self._layers = [pack_layer(layer, form, shelf) for layer in weights.layers]
         self._head_weights = pack(Linear(weights.head), form.companion, shelf)
         self._final_norm = weights.final_norm.float()
         self._embeddings = weights.embeddings
-        self._buffers = Buffers(config, max_rows, form=self._inputs, queries=self._heads.given)
-        self._cache = zeroed(slots // TILE * self._heads.stride)
+        self._buffers = Buffers(config, max_rows, form=self._inputs, queries=self.heads.given)
+        self._cache = zeroed(slots // TILE * self.heads.stride)
         self._angles = _angles(config, max_positions)
-        self._products: dict[int, int] = {}
-        self._machine = Machine(compiled(self._emit, f"{form.name} {self._heads} {config.qk_norm}", form.processor))
-        self._workers = Workers(self._machine, threads)
+        machine = Machine(compiled(self._emit, f"{form.name} {self.heads} {config.qk_norm}", form.processor))
+        self._operations = Operations(machine, inputs=form.inputs, threads=threads)
+        self._workers = Workers(machine, threads)
         self._plain = OperationList(self._hidden_operations(adapted=False))
         self._adapted = OperationList(self._hidden_operations(adapted=True))
         self._head = OperationList(self._head_operations())
-        self.step = np.zeros(Tasks.PRODUCTS + len(self._products), np.int64)
+        self.step = self._operations.new_step()
 
     def run_hidden(self, rows: int, attention_tasks: int, adapter_tasks: NDArray[np.int64]) -> None:
         """Computes hidden states of a step that has been written into `step`; see `NativeAdapters.plan`."""
-        self._prepare(rows)
-        self.step[Tasks.ATTENTION] = attention_tasks * self.config.kv_heads
+        self._operations.prepare(self.step, rows)
+        self.step[Tasks.ATTENTION] = attention_tasks
         tasks = len(adapter_tasks)
         self.step[Step.ADAPTED] = adapter_tasks.ctypes.data
         self.step[Tasks.ADAPTED_ONE : Tasks.ADAPTED_ONE + MODULES] = (tasks, 2 * tasks, 3 * tasks)
@@ -100,7 +88,7 @@ class NativeDecoder:
         """Logits float32 `[rows, vocab]` of rows of the last step, at most `LOGIT_ROWS`, and where the largest of each
         is. Both are overwritten by the next call."""
         self.step[Step.CHOSEN] = rows.ctypes.data
-        self._prepare(len(rows))
+        self._operations.prepare(self.step, len(rows))
         self._workers.run(self._head, self.step)
         return self._buffers.logits[: len(rows), : self.config.vocab_size], self._buffers.largest[: len(rows)]
 
@@ -108,22 +96,14 @@ class NativeDecoder:
         """Ends the threads."""
         self._workers.close()
 
-    def _prepare(self, rows: int) -> None:
-        grain = next(grain for least, grain in _GRAINS if rows >= least)
-        self.step[Step.ROWS], self.step[Step.GRAIN] = rows, grain
-        self.step[Tasks.ROWS] = -(-rows // grain)
-        parts = -(-rows // ROWS)
-        for chunks, tasks in self._products.items():
-            self.step[tasks] = chunks * parts
-
     def _emit(self) -> Module:
         module = Module("decoder", self._form.processor)
         emit_workers(module)
         for form in dict.fromkeys((self._form, self._form.companion)):
             emit_product(module, form)
         emit_rows(module, self._inputs, epsilon=self.config.norm_eps)
-        emit_rotate(module, self._heads, normed=self.config.qk_norm)
-        emit_attend(module, self._heads)
+        emit_rotate(module, self.heads, normed=self.config.qk_norm)
+        emit_attend(module, self.heads)
         emit_embed(module, self._cache_form)
         emit_adapt(module, self._inputs)
         emit_largest(module)
@@ -137,7 +117,7 @@ class NativeDecoder:
             stride=stride(states),
             size=self.config.hidden_size,
         )
-        operations = [self._operation("embed", embed, Tasks.ROWS)]
+        operations = [self._operations.operation("embed", embed, Tasks.ROWS)]
         for index, layer in enumerate(self._layers):
             operations += self._layer(index, layer, adapted=adapted)
         return operations
@@ -152,44 +132,42 @@ class NativeDecoder:
             packed: Packed, inputs: Inputs, out: torch.Tensor, *modules: tuple[int, int, int], add: bool = False
         ) -> list[Operation]:
             """`modules` are number within the layer, columns and first column."""
-            product = self._product(packed, inputs, out, add=add, modules=[index * count + each[0] for each in modules])
+            following = {
+                "table": self._adapters.table.ctypes.data,
+                "table_modules": self._adapters.modules,
+                "first_module": index * count + modules[0][0],
+                "last_module": index * count + modules[-1][0],
+            }
+            product = self._operations.product(packed, inputs, out, add=add, adapters=following)
             return [product, self._adapt(index * count, inputs, out, modules)] if adapted else [product]
 
         return [
-            self._rows("norm", buffers.states, buffers.normed, norm=layer.input_norm),
+            self._operations.rows("norm", buffers.states, buffers.normed, norm=layer.input_norm),
             *project(layer.qkv, buffers.normed, buffers.qkv, *queries),
             *self._attention(index, layer),
-            self._rows("plain", buffers.attended, buffers.mixed),
+            self._operations.rows("plain", buffers.attended, buffers.mixed),
             *project(layer.output, buffers.mixed, buffers.states, (3, config.hidden_size, 0), add=True),
-            self._rows("norm", buffers.states, buffers.normed, norm=layer.mlp_norm),
+            self._operations.rows("norm", buffers.states, buffers.normed, norm=layer.mlp_norm),
             *project(layer.gate_up, buffers.normed, buffers.gate_up, (4, inner, 0), (5, inner, inner)),
-            self._rows("gate", buffers.gate_up, buffers.inner),
+            self._operations.rows("gate", buffers.gate_up, buffers.inner),
             *project(layer.down, buffers.inner, buffers.states, (6, config.hidden_size, 0), add=True),
         ]
 
     def _attention(self, index: int, layer: PackedLayer) -> list[Operation]:
         buffers = self._buffers
-        cache = self._cache.data_ptr() + index * self._heads.layer_bytes
+        cache = self._cache.data_ptr() + index * self.heads.layer_bytes
         kind = self.config.layer_kinds[index]
         cosines, sines = self._angles[kind.rope]
-        rotate = Rotate.pack(
-            inputs=buffers.qkv.data_ptr(),
-            stride=stride(buffers.qkv),
-            queries=buffers.queries.data_ptr(),
+        return self._operations.attention(
+            buffers.qkv,
+            buffers.queries,
+            buffers.attended,
             cache=cache,
-            cosines=cosines.data_ptr(),
-            sines=sines.data_ptr(),
-            query_norm=0 if layer.query_norm is None else layer.query_norm.data_ptr(),
-            key_norm=0 if layer.key_norm is None else layer.key_norm.data_ptr(),
+            cosines=cosines,
+            sines=sines,
+            window=kind.window,
+            norms=(layer.query_norm, layer.key_norm),
         )
-        attend = Attend.pack(
-            queries=buffers.queries.data_ptr(),
-            cache=cache,
-            out=buffers.attended.data_ptr(),
-            stride=stride(buffers.attended),
-            window=kind.window or _NO_WINDOW,
-        )
-        return [self._operation("rotate", rotate, Tasks.ROWS), self._operation("attend", attend, Tasks.ATTENTION)]
 
     def _head_operations(self) -> list[Operation]:
         buffers = self._buffers
@@ -200,56 +178,10 @@ class NativeDecoder:
             out=buffers.largest.ctypes.data,
         )
         return [
-            self._rows("norm", buffers.states, buffers.final, norm=self._final_norm, chosen=True),
-            self._product(self._head_weights, buffers.final, buffers.logits),
-            self._operation("largest", largest, Tasks.ROWS),
+            self._operations.rows("norm", buffers.states, buffers.final, norm=self._final_norm, chosen=True),
+            self._operations.product(self._head_weights, buffers.final, buffers.logits),
+            self._operations.operation("largest", largest, Tasks.ROWS),
         ]
-
-    def _rows(
-        self, kind: str, source: torch.Tensor, out: Inputs, *, norm: torch.Tensor | None = None, chosen: bool = False
-    ) -> Operation:
-        """What makes a product's inputs."""
-        arguments = Rows.pack(
-            inputs=source.data_ptr(),
-            stride=stride(source),
-            norm=0 if norm is None else norm.data_ptr(),
-            size=out.values.shape[1],
-            indices_slot=Step.CHOSEN if chosen else Step.NOTHING,
-            quantized=out.values.data_ptr(),
-            scales=out.scales.data_ptr(),
-            offsets=out.offsets.data_ptr(),
-            row_bytes=stride(out.values),
-        )
-        return self._operation(f"{kind}_{self._inputs}", arguments, Tasks.ROWS)
-
-    def _product(
-        self, packed: Packed, inputs: Inputs, out: torch.Tensor, *, add: bool = False, modules: Sequence[int] = ()
-    ) -> Operation:
-        """`modules` are those of the table whose adapters come after it."""
-        arguments = Product.pack(
-            weights=packed.weights.data_ptr(),
-            weight_scales=packed.scales.data_ptr(),
-            bias=packed.bias.data_ptr(),
-            chunk_bytes=packed.chunk_bytes,
-            chunks=packed.chunks,
-            size=packed.size,
-            inputs=inputs.values.data_ptr(),
-            row_bytes=stride(inputs.values),
-            scales=inputs.scales.data_ptr(),
-            offsets=inputs.offsets.data_ptr(),
-            out=out.data_ptr(),
-            stride=stride(out),
-            accumulate=int(add),
-            # The others take the chunks in between.
-            ahead=packed.chunk_bytes * self._threads,
-            table=self._adapters.table.ctypes.data if modules else 0,
-            table_modules=self._adapters.modules,
-            first_module=modules[0] if modules else 0,
-            last_module=modules[-1] if modules else 0,
-        )
-        following = Tasks.PRODUCTS + len(self._products)
-        tasks = self._products.setdefault(packed.chunks, following)
-        return self._operation(f"product_{packed.form}", arguments, tasks)
 
     def _adapt(
         self, first: int, inputs: Inputs, out: torch.Tensor, modules: tuple[tuple[int, int, int], ...]
@@ -276,10 +208,7 @@ class NativeDecoder:
             modules=len(modules),
             **numbers,
         )
-        return self._operation("adapt", arguments, Tasks.ADAPTED_ONE + len(modules) - 1)
-
-    def _operation(self, kernel: str, arguments: list[int], tasks: int) -> Operation:
-        return self._machine.address(kernel), arguments, int(tasks)
+        return self._operations.operation("adapt", arguments, Tasks.ADAPTED_ONE + len(modules) - 1)
 
 
 def _angles(config: DecoderConfig, positions: int) -> dict[RopeConfig | None, tuple[torch.Tensor, torch.Tensor]]:

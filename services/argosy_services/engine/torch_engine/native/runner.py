@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
-from argosy_services.engine.torch_engine.native.attention import HEIGHT
+from argosy_services.engine.torch_engine.native.attention import tasks_of
 from argosy_services.engine.torch_engine.native.buffers import LOGIT_ROWS
 from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
 from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Step
@@ -98,11 +98,4 @@ class NativeRunner:
         tables = (np.cumsum(widths) - widths) * tiles_of
         slots = tiles[np.repeat(tables, counts) + positions // TILE] * TILE + positions % TILE
 
-        vectors = counts * self._decoder.config.group
-        parts = -(-vectors // HEIGHT)
-        owner = np.repeat(np.arange(len(work)), parts)
-        tasks = np.empty((len(owner), 5), np.int64)
-        tasks[:, 0], tasks[:, 1], tasks[:, 2] = tables[owner], rows[owner], starts[owner]
-        tasks[:, 3] = (np.arange(len(owner)) - (np.cumsum(parts) - parts)[owner]) * HEIGHT
-        tasks[:, 4] = np.minimum(HEIGHT, vectors[owner] - tasks[:, 3])
-        return slots, tiles, tasks
+        return slots, tiles, tasks_of(self._decoder.heads, tables, rows, starts, counts)
