@@ -62,19 +62,28 @@ class Slice:
         self.tokens += other.tokens
 
 
-def cut(lengths: Sequence[int], budget: int) -> list[Slice]:
+def cut(lengths: Sequence[int], budget: int, cores: int = 1) -> list[Slice]:
     """Slices of at most `budget` tokens out of texts of the given lengths, shortest first.
 
     So texts of one length, which an encoder can attend to in one product, are neighbours. A text longer than the
-    budget is a slice of its own.
+    budget is a slice of its own. None is more than a core's share of what is left, so that the cores end together
+    (guided self-scheduling, Polychronopoulos and Kuck, 1987).
     """
     slices = [Slice()]
+    left = sum(lengths)
+    room = _room(left, budget, cores)
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         one = Slice([place], lengths[place])
-        if not slices[-1].takes(one, budget):
+        if not slices[-1].takes(one, room):
             slices.append(Slice())
+            room = _room(left, budget, cores)
         slices[-1].add(one)
+        left -= one.tokens
     return slices
+
+
+def _room(left: int, budget: int, cores: int) -> int:
+    return min(budget, max(_LEAST_TOKENS, -(-left // cores)))
 
 
 class Job:
@@ -201,9 +210,7 @@ class Batcher:
 
     def queue(self, job: Job) -> None:
         """Takes a job whose texts are known; see `Job.run`."""
-        lengths = [len(ids) for ids in job.ids]
-        share = max(_LEAST_TOKENS, -(-sum(lengths) // len(self._threads)))
-        job.slices.extend(cut(lengths, min(self._budget, share)))
+        job.slices.extend(cut([len(ids) for ids in job.ids], self._budget, len(self._threads)))
         job.queued = time.monotonic()
         with self._changed:
             if self._closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 
@@ -14,10 +15,13 @@ from argosy_services.embeddings.packing import pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import EmbeddingModelInfo
 from argosy_services.engine.dtypes import compute_dtype
+from argosy_services.engine.torch_engine import native
 from argosy_services.engine.torch_engine.lora.reader import LoraPair
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
 from argosy_services.tokenization.types import Encoding
+
+log = structlog.get_logger("argosy.embeddings")
 
 
 class Encoder:
@@ -32,13 +36,13 @@ class Encoder:
     def load(cls, local: LocalModel, dtype: str = "float32") -> Encoder:
         """Reads configuration, tokenizer and weights. Raises NOT_SUPPORTED with what cannot be served.
 
-        `dtype` is "float32", "bfloat16" or "auto"; see `EmbeddingSettings`.
+        `dtype` is "float32", "bfloat16", "int16" or "auto"; see `EmbeddingSettings`.
         """
         config = read_config(local)
         tokenizer = Tokenizer.load(local)
         _check_tokenizer(local, config, tokenizer)
-        computed = compute_dtype(dtype)
-        bert = BertEncoder.load(local, config.bert, computed)
+        numbers = _numbers(local, config, dtype)
+        bert = BertEncoder.load(local, config.bert, numbers)
         info = EmbeddingModelInfo(
             name=local.name,
             architecture=config.bert.architecture,
@@ -47,7 +51,7 @@ class Encoder:
             pooling=config.pooling,
             normalizes=config.normalizes,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            dtype=str(computed).removeprefix("torch."),
+            dtype=numbers,
             parameter_count=bert.parameter_count,
         )
         return cls(info, tokenizer, bert)
@@ -69,12 +73,33 @@ class Encoder:
     def embed(self, batch: Sequence[Sequence[int]], cores: int = 1) -> NDArray[np.float32]:
         """Token ids of one or more texts, each with at least one, to float32 [texts, dimensions]. Not normalised.
 
-        Blocks. Sets the number of torch's threads for the thread that calls.
+        Blocks.
         """
-        if torch.get_num_threads() != cores:
-            torch.set_num_threads(cores)
         packed = pack(batch)
-        return pool(self.info.pooling, self._bert(packed), packed).numpy()
+        return pool(self.info.pooling, self._bert(packed, cores), packed).numpy()
+
+
+def _numbers(local: LocalModel, config: SentenceConfig, wanted: str) -> str:
+    """What the encoder is computed with: what is asked for, or the fastest that is accurate enough."""
+    auto = compute_dtype("auto")
+    if wanted not in ("auto", "int16") or (wanted == "auto" and auto is not torch.float32):
+        return str(compute_dtype(wanted)).removeprefix("torch.")
+    reason = _obstacle(config)
+    if reason is None:
+        return "int16"
+    if wanted == "int16":
+        raise unusable(local, f"embeddings.dtype int16 needs the native kernels, but {reason}")
+    log.info("embeddings are computed in float32", because=reason)
+    return "float32"
+
+
+def _obstacle(config: SentenceConfig) -> str | None:
+    """Why the native kernels do not compute the encoder here; None if they do."""
+    if not native.is_supported():
+        return "they are for Linux on x86-64"
+    from argosy_services.embeddings.native_blocks import obstacle
+
+    return obstacle(config.bert)
 
 
 def _check_tokenizer(local: LocalModel, config: SentenceConfig, tokenizer: Tokenizer) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional
 _ROWS = 1024
 
 
-class Linear:
+class Projection:
     """A projection: states [rows, in] to [rows, out], in the type of `weight`. `weight` [out, in], `bias` [out].
 
     oneDNN reorders the weights once, which a plain product does in every call, and fuses what follows the product.

@@ -13,10 +13,11 @@ class EmbeddingSettings(Section):
     """The embedding model."""
 
     model: str = Field(default="all-minilm-l6-v2", description="Name in the model store, or a source URI.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int16"] = Field(
         default="auto",
-        description="Type of weights and products; auto takes bfloat16, whose vectors have a cosine of at least 0.999 "
-        "to those of float32, where the processor computes with it natively.",
+        description="Type of weights and products. auto takes bfloat16, whose vectors have a cosine of at least 0.999 "
+        "to those of float32, where the processor computes with it natively; elsewhere int16, with one of at least "
+        "0.9999, where it has AVX2.",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="Batches at once, each on a core; 0 takes all cores.")
     max_batch_tokens: int = Field(default=1_024, ge=16, description="Most tokens in one batch.", json_schema_extra=LIVE)

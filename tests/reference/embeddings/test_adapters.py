@@ -39,13 +39,16 @@ def trained(minilm: LocalModel, targets: list[str], directory: Path) -> Any:
     return model
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 3e-6), ("auto", 5e-3)])
 @pytest.mark.parametrize("targets", TARGETS, ids=len)
-async def test_vectors_under_an_adapter(minilm: LocalModel, targets: list[str], tmp_path: Path) -> None:
+async def test_vectors_under_an_adapter(
+    minilm: LocalModel, targets: list[str], dtype: str, atol: float, tmp_path: Path
+) -> None:
     reference = trained(minilm, targets, tmp_path / "a")
     expected = reference.encode(TEXTS, normalize_embeddings=True)
-    with running(Encoder.load(minilm)) as (service, adapters, leases):
+    with running(Encoder.load(minilm, dtype)) as (service, adapters, leases):
         weights = adapters.read_adapter(tmp_path / "a")
         await asyncio.wrap_future(adapters.load_adapter(leases.know("a"), weights))
         plain, adapted = await asyncio.gather(service.embed(TEXTS), service.embed(TEXTS, adapter="a"))
-    np.testing.assert_allclose(adapted.vectors, expected, atol=3e-6)
+    np.testing.assert_allclose(adapted.vectors, expected, atol=atol)
     assert np.abs(plain.vectors - expected).max() > 0.05, "the adapter changes nothing"

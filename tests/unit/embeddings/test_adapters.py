@@ -63,7 +63,8 @@ async def test_only_the_changed_layers_are_copied(encoder: Encoder, tmp_path: Pa
     weights = adapters.read_adapter(write_adapter(tmp_path / "a", 1, layers=2))
     await asyncio.wrap_future(adapters.load_adapter("a@1", weights))
     made, base = adapters.adapted("a@1")._bert, encoder._bert
-    assert [a is b for a, b in zip(made._layers, base._layers, strict=True)] == [False] * 2 + [True] * 4
+    layers = zip(made._blocks._layers, base._blocks._layers, strict=True)
+    assert [a is b for a, b in layers] == [False] * 2 + [True] * 4
     assert made._words is base._words
     adapters.close()
 

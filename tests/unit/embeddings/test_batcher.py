@@ -79,6 +79,11 @@ def test_texts_of_one_length_are_neighbours() -> None:
     assert [piece.places for piece in cut([5, 250, 6, 249, 5], 300)] == [[0, 4, 2, 3], [1]]
 
 
+def test_the_last_slices_let_the_cores_end_together() -> None:
+    tokens = [piece.tokens for piece in cut([64] * 100, 1024, cores=2)]
+    assert tokens == [1024] * 5 + [640, 320, 256, 64]
+
+
 async def test_vectors_come_back_in_the_order_of_the_call() -> None:
     lengths = [30, 2, 77, 2, 51, 1, 100, 3] * 5
     with running() as batcher:
@@ -127,9 +132,9 @@ async def test_a_call_is_spread_over_the_threads() -> None:
         call = asyncio.create_task(embed(batcher, adder, texts(*[100] * 20)))
         for _ in range(4):
             await adder.has_entered()
-        adder.permits.release(4)
+        adder.permits.release(8)
         assert await call == [[100.0, 100.0]] * 20
-    assert sorted(map(len, adder.batches)) == [5, 5, 5, 5]
+    assert sorted(map(len, adder.batches)) == [1, 2, 2, 2, 2, 3, 3, 5]
 
 
 async def test_a_batch_takes_the_cores_that_nobody_else_wants() -> None:

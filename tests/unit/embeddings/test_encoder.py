@@ -12,13 +12,19 @@ from safetensors.torch import load_file, save_file
 from argosy_services.embeddings import attention
 from argosy_services.embeddings.attention import attend
 from argosy_services.embeddings.encoder import Encoder
-from argosy_services.embeddings.linear import Linear
+from argosy_services.embeddings.linear import Projection
 from argosy_services.embeddings.packing import Group, pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import Pooling
 from argosy_services.engine.dtypes import compute_dtype
+from argosy_services.engine.torch_engine.native import is_supported
+from argosy_services.engine.torch_engine.native.processor import host
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.models.types import LocalModel
+
+NATIVE = pytest.mark.skipif(
+    not is_supported() or not host().reduced, reason="the kernels are for Linux on x86-64 with AVX2"
+)
 
 
 def test_the_bundled_model_is_described(encoder: Encoder) -> None:
@@ -29,7 +35,9 @@ def test_the_bundled_model_is_described(encoder: Encoder) -> None:
     assert info.parameter_count == 22_565_376
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 5e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 5e-3), pytest.param("int16", 0, marks=NATIVE)]
+)
 def test_neighbours_do_not_change_a_vector(minilm: LocalModel, dtype: str, atol: float) -> None:
     encoder = Encoder.load(minilm, dtype)
     texts = ["a much longer text " * 20, "one text", "another text", "no", "a much longer text " * 100]
@@ -85,13 +93,13 @@ def test_linear_layers_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, dtype
     torch.manual_seed(0)
     weight, bias, states, residual = (torch.randn(*shape) for shape in ((48, 32), (48,), (5, 32), (5, 48)))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: fused)
-    linear = Linear((weight / 6).to(dtype), bias.to(dtype))
+    projection = Projection((weight / 6).to(dtype), bias.to(dtype))
     narrow = states.to(dtype)
     expected = narrow.float() @ (weight / 6).to(dtype).float().T + bias.to(dtype).float()
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.02, "rtol": 0.02}
-    torch.testing.assert_close(linear(narrow).float(), expected, **tolerance)
-    torch.testing.assert_close(linear.gelu(narrow).float(), torch.nn.functional.gelu(expected), **tolerance)
-    added = linear.added(narrow, residual.to(dtype)).float()
+    torch.testing.assert_close(projection(narrow).float(), expected, **tolerance)
+    torch.testing.assert_close(projection.gelu(narrow).float(), torch.nn.functional.gelu(expected), **tolerance)
+    added = projection.added(narrow, residual.to(dtype)).float()
     torch.testing.assert_close(added, expected + residual.to(dtype).float(), **tolerance)
 
 
@@ -101,6 +109,22 @@ def test_auto_takes_a_type_that_the_processor_multiplies(monkeypatch: pytest.Mon
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
         assert compute_dtype("auto") is dtype
         assert (compute_dtype("float32"), compute_dtype("bfloat16")) == (torch.float32, torch.bfloat16)
+
+
+@NATIVE
+def test_auto_takes_the_kernels_where_bfloat16_is_slow(
+    minilm: LocalModel, spoil: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert Encoder.load(minilm, "auto").info.dtype == "int16"
+    # Eight heads of 48 numbers.
+    other = spoil(config={"num_attention_heads": 8})
+    assert Encoder.load(other, "auto").info.dtype == "float32"
+    with pytest.raises(
+        ArgosyError, match=r"embeddings.dtype int16 needs the native kernels, but the size of a head 48"
+    ):
+        Encoder.load(other, "int16")
 
 
 @pytest.mark.parametrize(

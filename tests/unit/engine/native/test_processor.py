@@ -16,7 +16,7 @@ from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, AVX512_BF16, X86_64, Processor, host
 from argosy_services.engine.torch_engine.native.rotate import emit_rotate
-from argosy_services.engine.torch_engine.native.rows import emit_embed, emit_rows
+from argosy_services.engine.torch_engine.native.rows import DECODER, ENCODER, emit_embed, emit_rows
 
 from .test_native_decoder import PLAIN
 
@@ -27,17 +27,23 @@ EXAMPLES = {AVX512_BF16: "znver4", AVX512: "cascadelake", AVX2: "haswell"}
 
 
 def assembly(kind: Processor, form: str) -> str:
-    """The code of all kernels that depend on a format, for a kind of processor."""
+    """The code of all kernels that depend on a format, for a kind of processor: int16 is that of encoders."""
     written, made = Module("kernels", kind), format_of(form, kind)
-    heads = Heads.of(PLAIN, "bfloat16", kind)
     for each in dict.fromkeys((made, made.companion)):
         emit_product(written, each)
-    emit_rows(written, made.inputs, epsilon=1e-5)
-    emit_rotate(written, heads, normed=True)
-    emit_attend(written, heads)
-    emit_embed(written, "bfloat16")
-    emit_adapt(written, made.inputs)
-    emit_write(written, made.companion)
+    if form == "int16":
+        heads = Heads.of(PLAIN, "float32", kind)
+        emit_rows(written, made.inputs, ENCODER, epsilon=1e-5)
+        emit_rotate(written, heads, normed=False)
+        emit_attend(written, heads, causal=False)
+    else:
+        heads = Heads.of(PLAIN, "bfloat16", kind)
+        emit_rows(written, made.inputs, DECODER, epsilon=1e-5)
+        emit_rotate(written, heads, normed=True)
+        emit_attend(written, heads)
+        emit_embed(written, "bfloat16")
+        emit_adapt(written, made.inputs)
+        emit_write(written, made.companion)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(cpu=EXAMPLES[kind], opt=3)
@@ -49,14 +55,17 @@ def assembly(kind: Processor, form: str) -> str:
     return target.emit_assembly(module)
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("form", ["bfloat16", "int16", "int8", "int4"])
 @pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.name)
 def test_a_kind_of_processor_has_an_instruction_for_everything(kind: Processor, form: str) -> None:
     code = assembly(kind, form)
     assert not re.search(r"\tcallq?\t", code), "a function of a library would convert numbers one by one"
     assert ("zmm" in code) is kind.wide
-    assert ("vdpbf16ps" in code) is kind.bfloat16
-    if form != "bfloat16":
+    assert ("vdpbf16ps" in code) is (kind.bfloat16 and form != "int16")
+    if form == "int16":
+        assert ("vpdpwssd" in code) is kind.wide
+        assert "vpmaddwd" in code or kind.wide
+    elif form != "bfloat16":
         assert ("vpdpbusd" in code) is kind.wide
         assert ("vpmaddwd" in code) is not kind.wide
 

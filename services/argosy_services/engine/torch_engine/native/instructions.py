@@ -1,4 +1,4 @@
-"""What processors have their own instructions for: bfloat16, and products of bytes and of pairs. Where one is missing,
+"""What processors have their own instructions for: bfloat16, and products of bytes and of shorts. Where one is missing,
 it is written in others, here and nowhere else."""
 
 from __future__ import annotations
@@ -78,15 +78,29 @@ def dots(body: Body, total: Value, line: Value, given: Value) -> Value:
     builder, given = body.builder, body.splat(given)
     if body.processor.wide:
         return body.call("llvm.x86.avx512.vpdpbusd.512", I32X, total, line, builder.bitcast(given, byte_line(body)))
-    whole = ir.VectorType(I16, 2 * LANES)
+    return _short_dots(body, total, builder.zext(line, short_line()), given)
+
+
+def short_line() -> ir.VectorType:
+    """A step of numbers of 16 bits: two for each lane."""
+    return ir.VectorType(I16, 2 * LANES)
+
+
+def short_dots(body: Body, total: Value, line: Value, given: Value) -> Value:
+    """`total` plus, in each lane, the products of two numbers of 16 bits of `line` with those in `given`."""
+    return _short_dots(body, total, line, body.splat(given))
+
+
+def _short_dots(body: Body, total: Value, line: Value, given: Value) -> Value:
+    builder = body.builder
+    given = builder.bitcast(given, short_line())
+    if body.processor.wide:
+        return body.call("llvm.x86.avx512.vpdpwssd.512", I32X, total, line, given)
     low, high = (
         body.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, LANES // 2), left, right)
-        for left, right in zip(
-            body.halves(builder.zext(line, whole)), body.halves(builder.bitcast(given, whole)), strict=True
-        )
+        for left, right in zip(body.halves(line), body.halves(given), strict=True)
     )
-    joined = builder.shuffle_vector(low, high, ir.Constant(I32X, list(range(LANES))))
-    return builder.add(total, joined)
+    return builder.add(total, builder.shuffle_vector(low, high, ir.Constant(I32X, list(range(LANES)))))
 
 
 def low_halves(body: Body, line: Value) -> Value:

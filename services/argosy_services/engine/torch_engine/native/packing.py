@@ -13,6 +13,9 @@ from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
 from argosy_services.engine.torch_engine.native.memory import Shelf
 
+# Of int16 as much as lets a group's products with inputs of 16 bits be summed in 32.
+_LARGEST = {"int8": 127, "int16": 1023}
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -107,8 +110,10 @@ def _pack_halves(weight: torch.Tensor, form: Format) -> torch.Tensor:
 
 def narrow(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights in a format's type, and the scale of each output."""
-    if form == "int8":
-        wide = weight.float()
-        scales = wide.abs().amax(dim=1).clamp_min(1e-12) / 127
-        return wide.div_(scales[:, None]).round_().add_(128).to(torch.uint8), scales
+    if form in _LARGEST:
+        # A copy, which is changed in place: weights may be in use elsewhere.
+        wide = weight.to(torch.float32, copy=True)
+        scales = wide.abs().amax(dim=1).clamp_min(1e-12) / _LARGEST[form]
+        wide.div_(scales[:, None]).round_()
+        return (wide.add_(128).to(torch.uint8) if form == "int8" else wide.to(torch.int16)), scales
     return weight.to(torch.bfloat16 if form == "bfloat16" else torch.float32), torch.ones(len(weight))

@@ -71,7 +71,7 @@ class EmbeddingModel(_message.Message):
     tokenizer_fingerprint: _builtins.str
     """Fingerprint of the model's tokenizer; see TokenizationService."""
     dtype: _builtins.str
-    """Type of the weights while they are computed with, for instance "float32"."""
+    """Type of the weights while they are computed with: "float32", "bfloat16" or "int16"."""
     parameter_count: _builtins.int
     """Number of parameters."""
     def __init__(
