@@ -27,7 +27,7 @@ from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import Module
 from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.layout import GROUP, SUPER, TILE, Step, Tasks
-from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
+from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed, zeros
 from argosy_services.engine.torch_engine.native.operations import Operation, Operations
 from argosy_services.engine.torch_engine.native.processor import Processor, host
 from argosy_services.engine.torch_engine.native.rotate import emit_rotate
@@ -102,8 +102,8 @@ class _Desk:
         self._operations = Operations(machine, inputs=inputs, threads=cores)
         self._workers = Workers(machine, cores)
         weakref.finalize(self, self._workers.close)
-        self._states, self._attended, self._queries = (torch.zeros(rows, hidden) for _ in range(3))
-        self._qkv, self._up = torch.zeros(rows, 3 * hidden), torch.zeros(rows, inner)
+        self._states, self._attended, self._queries = (zeros(rows, hidden) for _ in range(3))
+        self._qkv, self._up = zeros(rows, 3 * hidden), zeros(rows, inner)
         self._given, self._mixed = (Inputs.of(rows, hidden, inputs) for _ in range(2))
         self._inner = Inputs.of(rows, inner, inputs)
         # In the worst case each token is a text. The first tile belongs to nobody and stays zero.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
+from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed, zeros
 
 
 def flags_of(address: int) -> set[str]:
@@ -39,3 +39,11 @@ def test_what_is_kept_stays_apart_and_aligned() -> None:
         assert len(tensor) == size
         assert tensor.data_ptr() % 64 == 0
         assert (tensor == number).all()
+
+
+def test_zeros_of_any_size() -> None:
+    for shape in ((3,), (5, 7), (1_000, 1_000)):
+        for dtype in (torch.float32, torch.int16):
+            made = zeros(*shape, dtype=dtype)
+            assert (made.shape, made.dtype) == (shape, dtype)
+            assert not made.any()

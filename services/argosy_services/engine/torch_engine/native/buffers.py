@@ -9,6 +9,7 @@ import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
+from argosy_services.engine.torch_engine.native.memory import zeros
 
 LOGIT_ROWS = 128
 """Rows of logits that are computed at once."""
@@ -28,9 +29,9 @@ class Inputs:
     def of(cls, rows: int, size: int, form: str) -> Inputs:
         """Zeros."""
         return cls(
-            values=torch.zeros(rows, size, dtype=_TYPES[form]),
-            scales=torch.zeros(rows, size // GROUP),
-            offsets=torch.zeros(rows, size // GROUP, dtype=torch.int32),
+            values=zeros(rows, size, dtype=_TYPES[form]),
+            scales=zeros(rows, size // GROUP),
+            offsets=zeros(rows, size // GROUP, dtype=torch.int32),
         )
 
 
@@ -39,12 +40,12 @@ class Buffers:
 
     def __init__(self, config: DecoderConfig, rows: int, *, form: str, queries: str) -> None:
         query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.states = torch.zeros(rows, _whole(config.hidden_size))
-        self.qkv = torch.zeros(rows, _whole(query + 2 * key_value))
-        self.queries = torch.zeros(rows, query, dtype=_TYPES[queries])
-        self.attended = torch.zeros(rows, query)
-        self.gate_up = torch.zeros(rows, _whole(2 * config.intermediate_size))
-        self.logits = torch.zeros(LOGIT_ROWS, _whole(config.vocab_size))
+        self.states = zeros(rows, _whole(config.hidden_size))
+        self.qkv = zeros(rows, _whole(query + 2 * key_value))
+        self.queries = zeros(rows, query, dtype=_TYPES[queries])
+        self.attended = zeros(rows, query)
+        self.gate_up = zeros(rows, _whole(2 * config.intermediate_size))
+        self.logits = zeros(LOGIT_ROWS, _whole(config.vocab_size))
         self.largest = np.zeros(LOGIT_ROWS, np.int64)
         self.normed = Inputs.of(rows, config.hidden_size, form)
         self.mixed = Inputs.of(rows, query, form)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 
 import torch
 
 _PIECE = 64 << 20
 _LINE = 64
+_LARGE_PAGE = 2 << 20
 
 
 def zeroed(size: int) -> torch.Tensor:
@@ -17,6 +19,14 @@ def zeroed(size: int) -> torch.Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Zeros as torch makes them, in large pages if there are enough to fill one."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE_PAGE:
+        return torch.zeros(*shape, dtype=dtype)
+    return zeroed(size).view(dtype).view(*shape)
 
 
 class Shelf:
