@@ -8,18 +8,24 @@ import numpy as np
 import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
-from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
+from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP, LARGE_GROUP
 from argosy_services.engine.torch_engine.native.memory import zeros
 
 LOGIT_ROWS = 128
 """Rows of logits that are computed at once."""
-_TYPES = {"int8": torch.int8, "int16": torch.int16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_TYPES = {
+    "int8": torch.int8,
+    "int13": torch.int16,
+    "int16": torch.int16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a product takes in: `values` `[rows, size]` in a format's type, for int8 and int16 with `scales` float32 and
-    `offsets` int32 `[rows, groups]`."""
+    """What a product takes in: `values` `[rows, size]` in a format's type, for int8, int13 and int16 with `scales`
+    float32 and `offsets` int32 `[rows, groups]`; int13 needs no offsets."""
 
     values: torch.Tensor
     scales: torch.Tensor
@@ -28,11 +34,17 @@ class Inputs:
     @classmethod
     def of(cls, rows: int, size: int, form: str) -> Inputs:
         """Zeros."""
+        groups = size // (_large_group(size) if form == "int13" else GROUP)
         return cls(
             values=zeros(rows, size, dtype=_TYPES[form]),
-            scales=zeros(rows, size // GROUP),
-            offsets=zeros(rows, size // GROUP, dtype=torch.int32),
+            scales=zeros(rows, groups),
+            offsets=zeros(rows, groups, dtype=torch.int32),
         )
+
+    @property
+    def group(self) -> int:
+        """How many inputs share a scale."""
+        return self.values.shape[1] // self.scales.shape[1]
 
 
 class Buffers:
@@ -56,6 +68,10 @@ class Buffers:
 def stride(tensor: torch.Tensor) -> int:
     """Bytes from a row to the next one."""
     return tensor.stride(0) * tensor.itemsize
+
+
+def _large_group(size: int) -> int:
+    return next(group for group in range(LARGE_GROUP, 0, -GROUP) if size % group == 0)
 
 
 def _whole(columns: int) -> int:

@@ -26,7 +26,7 @@ from argosy_services.engine.torch_engine.native.emit import (
 from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.instructions import from_bfloat
 from argosy_services.engine.torch_engine.native.layout import Factor, Reader
-from argosy_services.engine.torch_engine.native.rows import quantizing
+from argosy_services.engine.torch_engine.native.rows import largest_of, quantizing
 
 
 class FactorWriter:
@@ -80,7 +80,7 @@ def _quantized(body: Body, form: Format, get: Reader, row: Value) -> None:
         largest.set(body.larger(body.absolute(value), largest.get()))
 
     _each(body, values, size, compare)
-    scale, inverse = quantizing(body, body.top(largest.get()), I8X)
+    scale, inverse = quantizing(body, body.top(largest.get()), largest_of(I8X))
     body.store(scale, get.pointer("scales"), body.mul(row, 4))
     factor, lane = body.splat(inverse), _lane(body, get, row, 1, together)
     words_kind = ir.VectorType(ir.IntType(8 * together), LANES // together)

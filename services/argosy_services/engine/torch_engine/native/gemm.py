@@ -72,7 +72,7 @@ Tile = list[list[Value]]
 @dataclass(frozen=True, slots=True)
 class Operands:
     """Where a tile's operands are. Weights `ahead` bytes further on are asked for early, none where it is None.
-    `scales` and `offsets` belong to groups of quantized inputs, see `rows.py`."""
+    `scales` and `offsets` belong to groups of `group` quantized inputs, see `rows.py`."""
 
     weights: Value
     inputs: Value
@@ -80,6 +80,7 @@ class Operands:
     ahead: Value
     scales: Value = None
     offsets: Value = None
+    group: Value = GROUP
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,9 @@ class Int8(Format):
         """See `Format`."""
         return self.processor.together
 
-    @property
-    def _group_bytes(self) -> int:
-        """Bytes of a group of inputs in one stream."""
-        return GROUP * LANES * self.processor.vectors
+    def _group_bytes(self, body: Body, group: Value) -> Value:
+        """Bytes of the weights of a group of inputs in one stream."""
+        return body.mul(group, LANES * self.processor.vectors)
 
     @property
     def _unroll(self) -> int:
@@ -188,16 +188,17 @@ class Int8(Format):
     def multiply(self, body: Body, rows: int, operands: Operands) -> Tile:
         """See `Format`."""
         sums, parts = _cells(body, F32X, rows), _cells(body, I32X, rows)
-        groups = body.div(operands.size, GROUP)
-        steps = GROUP // self.together
+        groups = body.div(operands.size, operands.group)
+        steps = body.div(operands.group, self.together)
+        group_bytes = self._group_bytes(body, operands.group)
         with body.loop(0, groups) as group:
             places = [body.mul(body.add(body.mul(groups, row), group), 4) for row in range(rows)]
             for place, row_parts in zip(places, parts, strict=True):
                 offset = self._offset(body, operands, place)
                 for part in row_parts:
                     part.set(offset)
-            stream = body.at(operands.weights, body.mul(group, self._group_bytes))
-            inputs = body.at(operands.inputs, body.mul(group, steps * 4))
+            stream = body.at(operands.weights, body.mul(group, group_bytes))
+            inputs = body.at(operands.inputs, body.mul(group, body.mul(steps, 4)))
             here = replace(operands, weights=stream, inputs=inputs)
             with body.loop(0, steps, self._unroll) as start:
                 self._add(body, parts, here, self._weights(body, here, start), start)
@@ -237,8 +238,7 @@ class Int4(Int8):
         """See `Format`."""
         return Int8("int8", self.processor)
 
-    @property
-    def _group_bytes(self) -> int:
+    def _group_bytes(self, body: Body, group: Value) -> Value:
         return LANES * self.processor.vectors * (2 + GROUP // 2)
 
     def _weights(self, body: Body, operands: Operands, start: Value) -> Iterator[list[Value]]:
@@ -252,25 +252,24 @@ class Int4(Int8):
 
 
 class Int16(Int8):
-    """Signed weights of 11 bits with a scale per column, inputs of 16 bits with one for each group of 64.
+    """Signed numbers in 16 bits: weights of 11 bits with a scale per column, inputs of 13 bits with one for each group.
 
-    More than the 8 bits that bfloat16 has, and twice as many products in a cycle as float32 on processors without
-    bfloat16: the sum of a group still fits into 32 bits.
+    bfloat16 has 9 bits. Processors without it multiply half as many again of these in a cycle as of float32. As the
+    sums of 512 products still fit into 32 bits, groups are that large.
     """
 
     @property
     def inputs(self) -> str:
         """See `Format`."""
-        return "int16"
+        return "int13"
 
     @property
     def together(self) -> int:
         """See `Format`."""
         return 2
 
-    @property
-    def _group_bytes(self) -> int:
-        return 2 * GROUP * LANES * self.processor.vectors
+    def _group_bytes(self, body: Body, group: Value) -> Value:
+        return body.mul(group, 2 * LANES * self.processor.vectors)
 
     def join(self, body: Body, total: Value, weight: Value, given: Value) -> Value:
         """See `Format`."""
@@ -307,7 +306,9 @@ def emit_product(module: Module, form: Format) -> None:
     columns = body.processor.vectors * LANES
     streams = CHUNK // columns
     stream_bytes = body.div(get("chunk_bytes"), streams)
-    groups = body.mul(body.div(size, GROUP), 4)
+    # A number that is known when the kernel is made lets its loops be shorter.
+    group = get("group") if form.inputs == "int13" else GROUP
+    groups = body.mul(body.div(size, group), 4)
 
     def weights(stream: Value) -> Value:
         return body.at(get.pointer("weights"), body.mul(stream, stream_bytes))
@@ -322,6 +323,7 @@ def emit_product(module: Module, form: Format) -> None:
             offsets=body.at(places["offsets"], body.mul(row, groups)),
             size=size,
             ahead=ahead,
+            group=group,
         )
         sums = form.multiply(body, rows, operands)
         out = body.at(places["out"], body.add(body.mul(row, stride), column_bytes))

@@ -8,7 +8,9 @@ from enum import IntEnum
 from argosy_services.engine.torch_engine.native.emit import I64, PTR, Body, Value
 
 GROUP = 64
-"""Inputs that share one scale when they are quantized. Projections have a multiple of it as inputs."""
+"""Inputs that share one scale when they are quantized to int8 or int16. Projections have a multiple of it as inputs."""
+LARGE_GROUP = 512
+"""The most inputs that share one in int13."""
 CHUNK = 64
 """Columns of a product that one task computes. Buffers have room for whole chunks."""
 LEVELS = (18, 41, 59, 75, 89, 101, 114, 126, 137, 150, 162, 175, 190, 207, 228, 255)
@@ -118,11 +120,14 @@ def adapter_entry(body: Body, get: Reader, slot: Value, module: Value) -> Value:
 
 Product = Arguments(
     *("weights", "weight_scales", "bias", "chunk_bytes", "chunks", "size"),
-    *("inputs", "row_bytes", "scales", "offsets", "out", "stride", "accumulate", "ahead"),
+    *("inputs", "row_bytes", "scales", "offsets", "group", "out", "stride", "accumulate", "ahead"),
     *("table", "table_modules", "first_module", "last_module"),
 )
 """`table` is that of the adapters of its modules, 0 where it has none."""
-Rows = Arguments("inputs", "stride", "norm", "size", "indices_slot", "quantized", "scales", "offsets", "row_bytes")
+Rows = Arguments(
+    *("inputs", "stride", "norm", "size", "indices_slot"),
+    *("quantized", "scales", "offsets", "group", "row_bytes"),
+)
 Rotate = Arguments("inputs", "stride", "queries", "cache", "cosines", "sines", "query_norm", "key_norm")
 Attend = Arguments("queries", "cache", "out", "stride", "window")
 Embed = Arguments("table", "out", "stride", "size")

@@ -34,7 +34,7 @@ from argosy_services.engine.torch_engine.native.layout import (
     adapter_entry,
     adapter_task,
 )
-from argosy_services.engine.torch_engine.native.rows import quantizing
+from argosy_services.engine.torch_engine.native.rows import largest_of, quantizing
 
 HEIGHT = 6
 MAX_RANK = 512
@@ -246,7 +246,7 @@ class _Int8:
         with body.loop(0, self._factors.rank, LANES) as index:
             value = body.absolute(body.load(F32X, values, body.mul(index, 4)))
             largest.set(body.larger(value, largest.get()))
-        scale, inverse = quantizing(body, body.top(largest.get()), self._kind)
+        scale, inverse = quantizing(body, body.top(largest.get()), largest_of(self._kind))
         factor, total = body.splat(inverse), body.cell(I32X, body.whole(0))
         with body.loop(0, self._factors.rank, LANES) as index:
             whole = body.to_int(body.nearest(body.fmul(body.load(F32X, values, body.mul(index, 4)), factor)))

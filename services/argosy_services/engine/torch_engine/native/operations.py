@@ -51,6 +51,7 @@ class Operations:
             quantized=out.values.data_ptr(),
             scales=out.scales.data_ptr(),
             offsets=out.offsets.data_ptr(),
+            group=out.group,
             row_bytes=stride(out.values),
         )
         return self.operation(f"{kind}_{self._inputs}", arguments, Tasks.ROWS)
@@ -76,6 +77,7 @@ class Operations:
             row_bytes=stride(inputs.values),
             scales=inputs.scales.data_ptr(),
             offsets=inputs.offsets.data_ptr(),
+            group=inputs.group,
             out=out.data_ptr(),
             stride=stride(out),
             accumulate=int(add),

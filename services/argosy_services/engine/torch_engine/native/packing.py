@@ -13,7 +13,7 @@ from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
 from argosy_services.engine.torch_engine.native.memory import Shelf
 
-# Of int16 as much as lets a group's products with inputs of 16 bits be summed in 32.
+# Of int16 as much as lets 512 products with inputs of 13 bits be summed in 32.
 _LARGEST = {"int8": 127, "int16": 1023}
 
 

@@ -30,7 +30,7 @@ from argosy_services.engine.torch_engine.native.emit import (
 from argosy_services.engine.torch_engine.native.instructions import from_bfloat, to_bfloat
 from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Reader, Rows, Step
 
-_VECTOR = 4 * LANES
+_INT13 = 4_095
 DECODER, ENCODER = ("norm", "plain", "gate"), ("layer_norm", "plain", "gelu")
 """The kernels that each of them needs."""
 # The values of a row at an index that is a multiple of 16.
@@ -42,7 +42,8 @@ def emit_rows(module: Module, form: str, kinds: Sequence[str] = DECODER, *, epsi
 
     `norm` is RMSNorm (Zhang and Sennrich, 2019), `gate` is SiLU of a row's first half times its second half (SwiGLU,
     Shazeer, 2020), `gelu` the exact GELU (Hendrycks and Gimpel, 2016). `layer_norm` (Ba et al., 2016) takes weights
-    and then biases for `norm`, and overwrites its inputs with what it gives.
+    and then biases for `norm`, and overwrites its inputs with what it gives. For int13 all of them overwrite what they
+    read last.
     """
     for kind in kinds:
         body, row, get = _begin(module, f"{kind}_{form}", Rows)
@@ -69,7 +70,7 @@ def emit_rows(module: Module, form: str, kinds: Sequence[str] = DECODER, *, epsi
             source = _gelu(body, inputs)
         else:
             source = _read(body, inputs)
-        _SINKS[form](body, row, get, size, source)
+        _SINKS[form](body, row, get, inputs, source)
         body.end()
 
 
@@ -209,21 +210,23 @@ def _gated(body: Body, inputs: Value, size: Value) -> Source:
     return value
 
 
-def _to_float32(body: Body, row: Value, get: Reader, size: Value, source: Source) -> None:
+def _to_float32(body: Body, row: Value, get: Reader, inputs: Value, source: Source) -> None:
+    size = get("size")
     out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     with body.loop(0, size, LANES) as index:
         body.store(source(index), out, body.mul(index, 4))
 
 
-def _to_bfloat16(body: Body, row: Value, get: Reader, size: Value, source: Source) -> None:
+def _to_bfloat16(body: Body, row: Value, get: Reader, inputs: Value, source: Source) -> None:
+    size = get("size")
     out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     with body.loop(0, size, LANES) as index:
         body.store(to_bfloat(body, source(index)), out, body.mul(index, 2))
 
 
-def _to_whole(body: Body, row: Value, get: Reader, size: Value, source: Source, *, kind: ir.VectorType) -> None:
+def _to_whole(body: Body, row: Value, get: Reader, inputs: Value, source: Source, *, kind: ir.VectorType) -> None:
     """Whole numbers, symmetric around 0, with a scale for each group."""
-    builder = body.builder
+    builder, size = body.builder, get("size")
     out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
     groups = body.div(size, GROUP)
     first = body.mul(body.mul(groups, row), 4)
@@ -236,7 +239,7 @@ def _to_whole(body: Body, row: Value, get: Reader, size: Value, source: Source, 
         largest = body.absolute(values[0])
         for value in values[1:]:
             largest = body.larger(body.absolute(value), largest)
-        scale, inverse = quantizing(body, body.top(largest), kind)
+        scale, inverse = quantizing(body, body.top(largest), largest_of(kind))
         factor = body.splat(inverse)
         total = body.whole(0)
         for place, value in enumerate(values):
@@ -247,13 +250,41 @@ def _to_whole(body: Body, row: Value, get: Reader, size: Value, source: Source, 
         body.store(builder.mul(body.total(total), ir.Constant(I32, -128)), offsets, body.mul(group, 4))
 
 
-def quantizing(body: Body, top: Value, kind: ir.VectorType) -> tuple[Value, Value]:
-    """The scale of numbers of which `top` is the largest, and what brings them to at most the largest of a type.
+def _to_13_bits(body: Body, row: Value, get: Reader, inputs: Value, source: Source) -> None:
+    """Whole numbers of at most 4,095 with a scale for each of the large groups."""
+    group_size, width = get("group"), 2
+    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
+    groups = body.div(get("size"), group_size)
+    scales = body.at(get.pointer("scales"), body.mul(body.mul(groups, row), 4))
+    with body.loop(0, groups) as group:
+        start = body.mul(group, group_size)
+        end = body.add(start, group_size)
+        largest = body.cell(F32X, body.number(0.0))
+        with body.loop(start, end, LANES) as index:
+            value = source(index)
+            body.store(value, inputs, body.mul(index, 4))
+            largest.set(body.larger(body.absolute(value), largest.get()))
+        scale, inverse = quantizing(body, body.top(largest.get()), _INT13)
+        factor = body.splat(inverse)
+        with body.loop(start, end, LANES) as index:
+            value = body.fmul(body.load(F32X, inputs, body.mul(index, 4)), factor)
+            whole = body.to_int(body.nearest(value))
+            body.store(body.builder.trunc(whole, I16X), out, body.mul(index, width))
+        body.store(scale, scales, body.mul(group, 4))
+
+
+def largest_of(kind: ir.VectorType) -> int:
+    """The largest number of a type of whole numbers."""
+    return (1 << kind.element.width - 1) - 1
+
+
+def quantizing(body: Body, top: Value, largest: int) -> tuple[Value, Value]:
+    """The scale of numbers of which `top` is the largest, and what brings them to at most `largest`.
 
     Zeros, and numbers that no division can scale, have the scale 0 and become 0.
     """
     builder = body.builder
-    limit = ir.Constant(F32, float((1 << kind.element.width - 1) - 1))
+    limit = ir.Constant(F32, float(largest))
     some = builder.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
     scale = builder.select(some, body.fdiv(top, limit), ir.Constant(F32, 0.0))
     return scale, builder.select(some, body.fdiv(limit, top), ir.Constant(F32, 0.0))
@@ -267,5 +298,6 @@ _SINKS: dict[str, Callable[[Body, Value, Reader, Value, Source], None]] = {
     "float32": _to_float32,
     "bfloat16": _to_bfloat16,
     "int8": partial(_to_whole, kind=I8X),
+    "int13": _to_13_bits,
     "int16": partial(_to_whole, kind=I16X),
 }
