@@ -28,7 +28,10 @@ def server(**settings: str) -> Iterator[str]:
     own = {"ARGOSY_PORT": str(port), "ARGOSY_METRICS_PORT": str(metrics_port), "ARGOSY_LOG_LEVEL": "error"}
     with TemporaryDirectory(prefix="argosy-bench-") as made:
         own |= {"ARGOSY_DATABASE__DSN": f"sqlite:///{made}/argosy.db", "ARGOSY_ADAPTERS__CACHE_DIR": f"{made}/adapters"}
-        process = subprocess.Popen([ARGOSY, "serve"], env={**os.environ, **own, **settings})
+        environment = {**os.environ, **own, **settings}
+        # An installed package has its bytecode; a checkout writes it in the first run.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        process = subprocess.Popen([ARGOSY, "serve"], env=environment)
         try:
             yield f"127.0.0.1:{port}"
         finally:

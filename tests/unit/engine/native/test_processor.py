@@ -10,13 +10,13 @@ import pytest
 from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.attention import emit_attend
 from argosy_services.engine.torch_engine.native.emit import Module
-from argosy_services.engine.torch_engine.native.factors import emit_write
 from argosy_services.engine.torch_engine.native.gemm import emit_product, format_of
 from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, AVX512_BF16, X86_64, Processor, host
 from argosy_services.engine.torch_engine.native.rotate import emit_rotate
 from argosy_services.engine.torch_engine.native.rows import DECODER, ENCODER, emit_embed, emit_rows
+from argosy_services.engine.torch_engine.native.writer import LARGEST, emit_write
 
 from .test_native_decoder import PLAIN
 
@@ -43,7 +43,8 @@ def assembly(kind: Processor, form: str) -> str:
         emit_attend(written, heads)
         emit_embed(written, "bfloat16")
         emit_adapt(written, made.inputs)
-        emit_write(written, made.companion)
+        for source in ("bfloat16", "float32") if made.companion.name in LARGEST else (form,):
+            emit_write(written, made.companion, source)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(cpu=EXAMPLES[kind], opt=3)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
-from argosy_services.engine.torch_engine.native.factors import FactorWriter
 from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import AdapterField
 from argosy_services.engine.torch_engine.native.lora import HEIGHT
 from argosy_services.engine.torch_engine.native.memory import zeroed
+from argosy_services.engine.torch_engine.native.writer import writer_of
 from argosy_services.engine.torch_engine.step import Work
 
 _ADDRESSES = [field for field in AdapterField if field is not AdapterField.RANK]
@@ -46,7 +46,8 @@ class NativeAdapters:
         of the base's weights.
         """
         self._limit = limit
-        self._write = FactorWriter(form.companion)
+        self._write = writer_of(form.companion)
+        self._dtype = torch.float32 if form.companion.name == "float32" else torch.bfloat16
         self._modules = tuple(modules)
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._free = list(range(limit - 1, -1, -1))
@@ -75,23 +76,23 @@ class NativeAdapters:
             if pair is None:
                 entries.append((place, place, 0, place, place, place))
                 continue
-            if pair.a.dtype is not self._write.dtype or pair.b.dtype is not self._write.dtype:
-                raise ValueError(f"{path}: factors of {pair.a.dtype} and {pair.b.dtype}, not {self._write.dtype}")
+            if pair.a.dtype is not self._dtype or pair.b.dtype is not self._dtype:
+                raise ValueError(f"{path}: factors of {pair.a.dtype} and {pair.b.dtype}, not {self._dtype}")
             a, b = pair.a.contiguous(), pair.b.contiguous()
             (rank, size), outputs = a.shape, len(b)
             padded = -(-rank // LANES) * LANES
             lengths = (padded * size * width, outputs * padded * width, padded * scale_width, outputs * scale_width)
             down, up, down_scales, up_scales, end = accumulate(lengths, initial=place)
             entries.append((down, up, padded, down_scales, up_scales, end))
-            factors.append((a.data_ptr(), down, down_scales, rank, size, size))
-            factors.append((b.data_ptr(), up, up_scales, outputs, rank, padded))
+            factors.append((a.data_ptr(), down, down_scales, rank, size, size, 1))
+            factors.append((b.data_ptr(), up, up_scales, outputs, rank, padded, 1))
             matrices += (a, b)
             place = end
         memory = zeroed(place)
         table, tasks = np.array(entries, np.int64), np.array(factors, np.int64)
         table[:, _ADDRESSES] += memory.data_ptr()
         tasks[:, 1:3] += memory.data_ptr()
-        self._write(tasks)
+        self._write(tasks, self._dtype)
         return PackedAdapter(weights.version, weights.rank, weights.target_modules, place, table, memory)
 
     def put(self, key: str, adapter: PackedAdapter) -> None:

@@ -132,7 +132,7 @@ Rotate = Arguments("inputs", "stride", "queries", "cache", "cosines", "sines", "
 Attend = Arguments("queries", "cache", "out", "stride", "window")
 Embed = Arguments("table", "out", "stride", "size")
 Largest = Arguments("logits", "stride", "size", "out")
-Factor = Arguments("matrix", "out", "scales", "outputs", "size", "padded")
+Matrix = Arguments("matrix", "out", "scales", "outputs", "size", "padded", "vectors")
 Adapt = Arguments(
     *("inputs", "row_bytes", "size", "scales", "offsets", "out", "stride", "table", "table_modules", "modules"),
     *(f"{name}_{index}" for index in range(MODULES) for name in ("module", "columns", "offset")),

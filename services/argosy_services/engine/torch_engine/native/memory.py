@@ -38,9 +38,12 @@ class Shelf:
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of uint8 `[size]`, aligned to a cache line."""
-        size = len(tensor)
+        return self.take(len(tensor)).copy_(tensor)
+
+    def take(self, size: int) -> torch.Tensor:
+        """Zeros, uint8 `[size]`, aligned to a cache line."""
         if self._used + size > len(self._piece):
             self._piece, self._used = zeroed(max(_PIECE, size)), 0
-        kept = self._piece[self._used : self._used + size].copy_(tensor)
+        taken = self._piece[self._used : self._used + size]
         self._used += -(-size // _LINE) * _LINE
-        return kept
+        return taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from argosy_services.engine.torch_engine.models.weights import LayerWeights, Linear
@@ -12,9 +13,7 @@ from argosy_services.engine.torch_engine.native.four_bits import halve
 from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
 from argosy_services.engine.torch_engine.native.memory import Shelf
-
-# Of int16 as much as lets 512 products with inputs of 13 bits be summed in 32.
-_LARGEST = {"int8": 127, "int16": 1023}
+from argosy_services.engine.torch_engine.native.writer import writer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +74,24 @@ def pack(linear: Linear, form: Format, shelf: Shelf) -> Packed:
     outputs, size = linear.weight.shape
     chunks = -(-outputs // CHUNK)
     columns = chunks * CHUNK
-    bias, padded = torch.zeros(columns), torch.ones(columns)
+    bias, scales = torch.zeros(columns), torch.ones(columns)
     if linear.bias is not None:
         bias[:outputs] = linear.bias.float()
     if form.name == "int4":
-        packed = _pack_halves(_whole_chunks(linear.weight, columns), form)
+        packed = shelf.keep(_pack_halves(_whole_chunks(linear.weight, columns), form).flatten())
     else:
-        weight, padded[:outputs] = narrow(linear.weight, form.name)
-        packed = lanes(_whole_chunks(weight, columns), form.processor.vectors, form.together)
-    return Packed(form.name, shelf.keep(packed.flatten().view(torch.uint8)), padded, bias, chunks, size)
+        packed = _written(linear.weight, form, shelf, scales)
+    return Packed(form.name, packed, scales, bias, chunks, size)
+
+
+def _written(weight: torch.Tensor, form: Format, shelf: Shelf, scales: torch.Tensor) -> torch.Tensor:
+    """The weights `[columns, size]` in the format's order, on the shelf. Fills in the scales where it has some."""
+    write, (outputs, size) = writer_of(form), weight.shape
+    given = (weight if write.takes(weight.dtype) else weight.to(write.sources[0])).contiguous()
+    packed = shelf.take(len(scales) * size * write.width)
+    addresses = (tensor.data_ptr() for tensor in (given, packed, scales))
+    write(np.array([[*addresses, outputs, size, size, form.processor.vectors]], np.int64), given.dtype)
+    return packed
 
 
 def _whole_chunks(weight: torch.Tensor, columns: int) -> torch.Tensor:
@@ -106,14 +114,3 @@ def _pack_halves(weight: torch.Tensor, form: Format) -> torch.Tensor:
     streams, groups = len(halves), weight.shape[1] // GROUP
     parts = (lanes(scales, vectors, 1).view(torch.uint8), halves)
     return torch.cat([part.reshape(streams, groups, -1) for part in parts], dim=2)
-
-
-def narrow(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights in a format's type, and the scale of each output."""
-    if form in _LARGEST:
-        # A copy, which is changed in place: weights may be in use elsewhere.
-        wide = weight.to(torch.float32, copy=True)
-        scales = wide.abs().amax(dim=1).clamp_min(1e-12) / _LARGEST[form]
-        wide.div_(scales[:, None]).round_()
-        return (wide.add_(128).to(torch.uint8) if form == "int8" else wide.to(torch.int16)), scales
-    return weight.to(torch.bfloat16 if form == "bfloat16" else torch.float32), torch.ones(len(weight))
