@@ -76,9 +76,11 @@ class AdapterReplica:
 
     async def _reconcile(self) -> None:
         """Takes in the adapters that should be here and lets those go that should not."""
+        # What comes in while the answer is on its way may be missing from it, and has every right to be here.
+        before = self._tiers.keys
         known = await known_adapters(self._base_model)
         for key in known.keys() - self._tiers.keys:
             if (error := await self.load_adapter(key, known[key])) is not None:
                 log.warning("an adapter could not be loaded", adapter=key, cause=error.message)
-        for key in self._tiers.keys - known.keys():
+        for key in before - known.keys():
             await self.unload_adapter(key)
