@@ -26,7 +26,9 @@ class Blocks(Protocol):
         ...
 
     def __call__(self, states: torch.Tensor, packed: Packed, cores: int) -> torch.Tensor:
-        """float32 `[rows, hidden]` of the rows of a batch to what comes out of the last block. For several threads."""
+        """float32 `[rows, hidden]` of the rows of a batch to what comes out of the last block. For several threads, of
+        which each has let torch use `cores`.
+        """
         ...
 
 
@@ -81,7 +83,10 @@ class BertEncoder:
         return made
 
     def __call__(self, packed: Packed, cores: int) -> torch.Tensor:
-        """The vectors `[rows, hidden]` of the rows of a batch, on so many cores."""
+        """The vectors `[rows, hidden]` of the rows of a batch, on so many cores. Sets the number of torch's threads for
+        the thread that calls."""
+        if torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
         words = functional.embedding(packed.ids, self._words)
         return self._blocks(self._norm(words + functional.embedding(packed.positions, self._positions)), packed, cores)
 

@@ -42,9 +42,7 @@ class TorchBlocks:
         return made
 
     def __call__(self, states: torch.Tensor, packed: Packed, cores: int) -> torch.Tensor:
-        """See `bert.Blocks`. Sets the number of torch's threads for the thread that calls."""
-        if torch.get_num_threads() != cores:
-            torch.set_num_threads(cores)
+        """See `bert.Blocks`."""
         states = states.to(self._dtype)
         for layer in self._layers:
             mixed = attend(layer.qkv(states), self._heads, packed.groups)

@@ -101,7 +101,8 @@ class _Desk:
         self._heads = heads
         self._operations = Operations(machine, inputs=inputs, threads=cores)
         self._workers = Workers(machine, cores)
-        weakref.finalize(self, self._workers.close)
+        # At the end of the process threads may still be at work, and end by themselves.
+        weakref.finalize(self, self._workers.close).atexit = False
         self._states, self._attended, self._queries = (zeros(rows, hidden) for _ in range(3))
         self._qkv, self._up = zeros(rows, 3 * hidden), zeros(rows, inner)
         self._given, self._mixed = (Inputs.of(rows, hidden, inputs) for _ in range(2))
