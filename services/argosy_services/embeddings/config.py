@@ -28,6 +28,11 @@ class BertConfig:
     max_positions: int
     token_types: int
 
+    @property
+    def head_dim(self) -> int:
+        """Numbers of one head."""
+        return self.hidden_size // self.heads
+
 
 @dataclass(frozen=True, slots=True)
 class SentenceConfig:

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from argosy_services.embeddings.config import BertConfig
 from argosy_services.embeddings.packing import Packed
 from argosy_services.embeddings.weights import LayerWeights, Norm
-from argosy_services.engine.torch_engine.native import gemm, packing
-from argosy_services.engine.torch_engine.native.attention import emit_attend, tasks_of
+from argosy_services.engine.torch_engine.native import packing
+from argosy_services.engine.torch_engine.native.attention import emit_attend, seen_of, tasks_of
 from argosy_services.engine.torch_engine.native.buffers import Inputs
 from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import Module
+from argosy_services.engine.torch_engine.native.formats import Format, format_of
+from argosy_services.engine.torch_engine.native.gemm import emit_product
 from argosy_services.engine.torch_engine.native.heads import Heads
-from argosy_services.engine.torch_engine.native.layout import GROUP, SUPER, TILE, Step, Tasks
+from argosy_services.engine.torch_engine.native.layout import TILE, Step, Tasks, unfit
 from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed, zeros
 from argosy_services.engine.torch_engine.native.operations import Operation, Operations
 from argosy_services.engine.torch_engine.native.processor import Processor, host
@@ -55,7 +57,7 @@ class NativeBlocks:
 
     def __init__(self, config: BertConfig, layers: Iterable[LayerWeights], processor: Processor | None = None) -> None:
         """`processor` is that of this machine unless it is given."""
-        self._form = gemm.format_of("int16", processor or host())
+        self._form = format_of("int16", processor or host())
         self._desks = _Desks(config, self._form)
         shelf = Shelf()
         self._layers = [self._layer(layer, shelf) for layer in layers]
@@ -161,7 +163,7 @@ class _Desk:
 class _Desks:
     """The desks of an encoder and of what adapters make of it: as many as there are batches at once."""
 
-    def __init__(self, config: BertConfig, form: gemm.Format) -> None:
+    def __init__(self, config: BertConfig, form: Format) -> None:
         self._config = config
         self._inputs = form.inputs
         self._heads = heads = Heads(
@@ -170,15 +172,15 @@ class _Desks:
             layers=1,
             heads=config.heads,
             kv_heads=config.heads,
-            dim=config.hidden_size // config.heads,
-            scale=(config.hidden_size // config.heads) ** -0.5,
+            dim=config.head_dim,
+            scale=config.head_dim**-0.5,
             epsilon=config.norm_eps,
         )
 
         def write() -> Module:
             module = Module("encoder", form.processor)
             emit_workers(module)
-            gemm.emit_product(module, form)
+            emit_product(module, form)
             emit_rows(module, form.inputs, ENCODER, epsilon=config.norm_eps)
             emit_rotate(module, heads, normed=False)
             emit_attend(module, heads, causal=False)
@@ -213,13 +215,8 @@ def obstacle(config: BertConfig) -> str | None:
     """Why an encoder cannot be computed with these kernels; None if it can."""
     if not host().reduced:
         return "this processor lacks the AVX2 and FMA instructions"
-    for name, size in (("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)):
-        if size % GROUP:
-            return f"{name} {size} is no multiple of {GROUP}"
-    head = config.hidden_size // config.heads
-    if head % 32 or (head > 64 and head % 64):
-        return f"the size of a head {head} is neither 32 nor a multiple of 64"
-    return None
+    sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    return unfit(sizes, "the size of a head", config.head_dim)
 
 
 def _stacked(norm: Norm) -> torch.Tensor:
@@ -232,8 +229,7 @@ def _places(packed: Packed, heads: Heads) -> tuple[NDArray[np.int64], NDArray[np
     tiles = -(-lengths // TILE)
     first = 1 + np.cumsum(tiles) - tiles
     slots = np.repeat(first * TILE, lengths) + packed.positions.numpy()
-    # Attention looks at whole groups of tiles, and one ahead.
-    widths = ((lengths - 1) // SUPER + 2) * (SUPER // TILE)
+    widths = seen_of(lengths - 1)
     tables = np.cumsum(widths) - widths
     index = np.arange(widths.sum()) - np.repeat(tables, widths)
     listed = np.where(index < np.repeat(tiles, widths), np.repeat(first, widths) + index, 0)

@@ -11,17 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from argosy_services.embeddings.encoder import Encoder
-from argosy_services.engine.torch_engine.native import is_supported
-from argosy_services.engine.torch_engine.native.processor import host
 from argosy_services.models.types import LocalModel
 
 from ...unit.embeddings.adapted import running
+from ...unit.processors import REDUCED
 
 LEAST_COSINE = 0.999_999
 LEAST_COSINES = {"bfloat16": 0.999, "int16": 0.9999}
-NATIVE = pytest.mark.skipif(
-    not is_supported() or not host().reduced, reason="the kernels are for Linux on x86-64 with AVX2"
-)
 WORDS = ["ship", "sea", "storm", "harbour", "captain", "sailed", "north", "é", "日本", "😀", "don't", "3.14", "UPPER"]
 ODD = ["", " ", "\n", "😀" * 50, "x" * 5000, "[SEP] [MASK]", "\u0000control\u0007", "مرحبا שלום"]
 
@@ -57,7 +53,7 @@ async def test_vectors_of_mixed_lengths_in_one_call(
     assert any(embeddings.truncated)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("int16", marks=NATIVE)])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("int16", marks=REDUCED)])
 def test_vectors_in_fewer_bits(minilm: LocalModel, texts: list[str], expected: NDArray[np.float32], dtype: str) -> None:
     encoder = Encoder.load(minilm, dtype)
     assert encoder.info.dtype == dtype

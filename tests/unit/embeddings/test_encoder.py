@@ -17,14 +17,10 @@ from argosy_services.embeddings.packing import Group, pack
 from argosy_services.embeddings.pooling import pool
 from argosy_services.embeddings.types import Pooling
 from argosy_services.engine.dtypes import compute_dtype
-from argosy_services.engine.torch_engine.native import is_supported
-from argosy_services.engine.torch_engine.native.processor import host
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.models.types import LocalModel
 
-NATIVE = pytest.mark.skipif(
-    not is_supported() or not host().reduced, reason="the kernels are for Linux on x86-64 with AVX2"
-)
+from ..processors import REDUCED
 
 
 def test_the_bundled_model_is_described(encoder: Encoder) -> None:
@@ -36,7 +32,7 @@ def test_the_bundled_model_is_described(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 5e-3), pytest.param("int16", 0, marks=NATIVE)]
+    ("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 5e-3), pytest.param("int16", 0, marks=REDUCED)]
 )
 def test_neighbours_do_not_change_a_vector(minilm: LocalModel, dtype: str, atol: float) -> None:
     encoder = Encoder.load(minilm, dtype)
@@ -111,7 +107,7 @@ def test_auto_takes_a_type_that_the_processor_multiplies(monkeypatch: pytest.Mon
         assert (compute_dtype("float32"), compute_dtype("bfloat16")) == (torch.float32, torch.bfloat16)
 
 
-@NATIVE
+@REDUCED
 def test_auto_takes_the_kernels_where_bfloat16_is_slow(
     minilm: LocalModel, spoil: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,9 @@ from argosy_services.embeddings.packing import Packed, pack
 from argosy_services.embeddings.weights import LayerWeights, Norm
 from argosy_services.engine.torch_engine.models.weights import Linear
 from argosy_services.engine.torch_engine.native import is_supported
-from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, Processor, host
+from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, Processor
+
+from ..processors import REDUCED, on
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")
 
@@ -73,14 +75,7 @@ def batch(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, Packed]:
     return torch.cat(states), packed
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(kind, marks=pytest.mark.skipif(not kind.is_here, reason=f"this processor is not {kind.name}"))
-        for kind in (AVX512, AVX2)
-    ],
-    ids=lambda kind: kind.name,
-)
+@pytest.fixture(scope="module", params=[on(AVX512), on(AVX2)])
 def kind(request: pytest.FixtureRequest) -> Processor:
     return request.param
 
@@ -138,7 +133,7 @@ def test_threads_end_with_the_blocks(kind: Processor) -> None:
     assert threading.active_count() == before
 
 
-@pytest.mark.skipif(not host().reduced, reason="this processor has no AVX2")
+@REDUCED
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -98,7 +98,7 @@ def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSett
     if form is not None:
         from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
         from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
-        from argosy_services.engine.torch_engine.native.gemm import format_of
+        from argosy_services.engine.torch_engine.native.formats import format_of
         from argosy_services.engine.torch_engine.native.processor import host
         from argosy_services.engine.torch_engine.native.runner import NativeRunner
 

@@ -20,23 +20,21 @@ from argosy_services.engine.torch_engine.models.weights import DecoderWeights, L
 from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
 from argosy_services.engine.torch_engine.native.decoder import NativeDecoder, obstacle
+from argosy_services.engine.torch_engine.native.formats import Format, format_of
 from argosy_services.engine.torch_engine.native.four_bits import halve
-from argosy_services.engine.torch_engine.native.gemm import Format, format_of
 from argosy_services.engine.torch_engine.native.layout import GROUP, LEVELS
 from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, AVX512_BF16, X86_64
 from argosy_services.engine.torch_engine.native.runner import NativeRunner
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
 
+from ...processors import on
+
 pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")
 
 BLOCK_TOKENS, BLOCKS, MAX_ROWS, VOCAB = 16, 40, 200, 150
 FORMS = [
-    pytest.param(
-        format_of(name, kind),
-        marks=pytest.mark.skipif(not kind.is_here, reason=f"this processor is not {kind.name}"),
-        id=f"{name} on {kind.name}",
-    )
+    on(kind, format_of(name, kind), name=f"{name} on {kind.name}")
     for kind, names in (
         (AVX512_BF16, ("float32", "bfloat16", "int8", "int4")),
         (AVX512, ("bfloat16", "int8")),

@@ -10,7 +10,8 @@ import pytest
 from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.attention import emit_attend
 from argosy_services.engine.torch_engine.native.emit import Module
-from argosy_services.engine.torch_engine.native.gemm import emit_product, format_of
+from argosy_services.engine.torch_engine.native.formats import format_of
+from argosy_services.engine.torch_engine.native.gemm import emit_product
 from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, AVX512_BF16, X86_64, Processor, host

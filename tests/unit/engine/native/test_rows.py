@@ -12,13 +12,15 @@ from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.buffers import Inputs
 from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import Module
-from argosy_services.engine.torch_engine.native.gemm import format_of
+from argosy_services.engine.torch_engine.native.formats import format_of
 from argosy_services.engine.torch_engine.native.memory import Shelf
 from argosy_services.engine.torch_engine.native.operations import Operations
 from argosy_services.engine.torch_engine.native.packing import pack
 from argosy_services.engine.torch_engine.native.processor import host
 from argosy_services.engine.torch_engine.native.rows import emit_rows
 from argosy_services.engine.torch_engine.native.workers import OperationList, Workers, emit_workers
+
+from ...processors import REDUCED
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")
 
@@ -88,7 +90,7 @@ def test_gelu_of_numbers_of_any_size(machine: Machine) -> None:
     torch.testing.assert_close(made.double(), functional.gelu(NUMBERS.double()), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.skipif(not host().reduced, reason="this processor has no AVX2")
+@REDUCED
 @pytest.mark.parametrize("form", ["int8", "int16"])
 def test_weights_that_are_packed_stay_as_they_are(form: str) -> None:
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,11 @@ import torch
 from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.native import is_supported
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
-from argosy_services.engine.torch_engine.native.gemm import Format, format_of
+from argosy_services.engine.torch_engine.native.formats import Format, format_of
 from argosy_services.engine.torch_engine.native.processor import AVX2, AVX512, host
 from argosy_services.engine.torch_engine.native.writer import writer_of
+
+from ...processors import on
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for Linux on x86-64")
 
@@ -19,14 +21,7 @@ pytestmark = pytest.mark.skipif(not is_supported(), reason="the kernels are for 
 SHAPES = [(16, 16), (48, 576), (1536, 32), (32, 80), (8, 64), (64, 5)]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(kind, marks=pytest.mark.skipif(not kind.is_here, reason=f"this processor is not {kind.name}"))
-        for kind in (AVX512, AVX2)
-    ],
-    ids=lambda kind: kind.name,
-)
+@pytest.fixture(scope="module", params=[on(AVX512), on(AVX2)])
 def int8(request: pytest.FixtureRequest) -> Format:
     return format_of("int8", request.param)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights
 from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.native.emit import LANES
-from argosy_services.engine.torch_engine.native.gemm import Format
+from argosy_services.engine.torch_engine.native.formats import Format
 from argosy_services.engine.torch_engine.native.layout import AdapterField
 from argosy_services.engine.torch_engine.native.lora import HEIGHT
 from argosy_services.engine.torch_engine.native.memory import zeroed

@@ -37,6 +37,12 @@ _UNROLL = 4
 _HIDDEN = -1e30
 
 
+def seen_of(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many tiles the tables of sequences need whose last tokens have these positions: attention looks at whole
+    groups of tiles, and one ahead."""
+    return (positions // SUPER + 2) * _TILES
+
+
 def tasks_of(
     shape: Heads,
     tables: NDArray[np.int64],

@@ -14,10 +14,10 @@ from argosy_services.engine.torch_engine.native.attention import emit_attend
 from argosy_services.engine.torch_engine.native.buffers import Buffers, Inputs, stride
 from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import Module
-from argosy_services.engine.torch_engine.native.gemm import Format, emit_product
+from argosy_services.engine.torch_engine.native.formats import Format
+from argosy_services.engine.torch_engine.native.gemm import emit_product
 from argosy_services.engine.torch_engine.native.heads import Heads
 from argosy_services.engine.torch_engine.native.layout import (
-    GROUP,
     MODULES,
     TILE,
     Adapt,
@@ -25,6 +25,7 @@ from argosy_services.engine.torch_engine.native.layout import (
     Largest,
     Step,
     Tasks,
+    unfit,
 )
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
 from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
@@ -233,11 +234,8 @@ def obstacle(config: DecoderConfig, block_tokens: int) -> str | None:
         "intermediate_size": config.intermediate_size,
         "heads x head_dim": config.heads * config.head_dim,
     }
-    for name, size in inputs.items():
-        if size % GROUP:
-            return f"{name} {size} is no multiple of {GROUP}"
-    if config.head_dim % 32 or (config.head_dim > 64 and config.head_dim % 64):
-        return f"head_dim {config.head_dim} is neither 32 nor a multiple of 64"
+    if (reason := unfit(inputs, "head_dim", config.head_dim)) is not None:
+        return reason
     if block_tokens % TILE:
         return f"generation.block_tokens {block_tokens} is no multiple of {TILE}"
     return None

@@ -23,6 +23,17 @@ TILE = 16
 """Tokens whose keys lie side by side; one vector."""
 
 
+def unfit(sizes: Mapping[str, int], heads: str, dim: int) -> str | None:
+    """Why no kernels are there for projections with inputs of these sizes, or heads of `dim`; None if they are. `heads`
+    is what the size of a head is called."""
+    for name, size in sizes.items():
+        if size % GROUP:
+            return f"{name} {size} is no multiple of {GROUP}"
+    if dim % 32 or (dim > 64 and dim % 64):
+        return f"{heads} {dim} is neither 32 nor a multiple of 64"
+    return None
+
+
 class Step(IntEnum):
     """Numbers and addresses of one list of operations, each an int64: the same for all layers."""
 

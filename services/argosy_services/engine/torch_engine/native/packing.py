@@ -9,8 +9,8 @@ import torch
 
 from argosy_services.engine.torch_engine.models.weights import LayerWeights, Linear
 from argosy_services.engine.torch_engine.native.emit import LANES
+from argosy_services.engine.torch_engine.native.formats import Format
 from argosy_services.engine.torch_engine.native.four_bits import halve
-from argosy_services.engine.torch_engine.native.gemm import Format
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP
 from argosy_services.engine.torch_engine.native.memory import Shelf
 from argosy_services.engine.torch_engine.native.writer import writer_of
@@ -87,7 +87,7 @@ def pack(linear: Linear, form: Format, shelf: Shelf) -> Packed:
 def _written(weight: torch.Tensor, form: Format, shelf: Shelf, scales: torch.Tensor) -> torch.Tensor:
     """The weights `[columns, size]` in the format's order, on the shelf. Fills in the scales where it has some."""
     write, (outputs, size) = writer_of(form), weight.shape
-    given = (weight if write.takes(weight.dtype) else weight.to(write.sources[0])).contiguous()
+    given = (weight if weight.dtype in write.sources else weight.to(write.sources[0])).contiguous()
     packed = shelf.take(len(scales) * size * write.width)
     addresses = (tensor.data_ptr() for tensor in (given, packed, scales))
     write(np.array([[*addresses, outputs, size, size, form.processor.vectors]], np.int64), given.dtype)

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from argosy_services.engine.torch_engine.native.adapters import NativeAdapters
-from argosy_services.engine.torch_engine.native.attention import tasks_of
+from argosy_services.engine.torch_engine.native.attention import seen_of, tasks_of
 from argosy_services.engine.torch_engine.native.buffers import LOGIT_ROWS
 from argosy_services.engine.torch_engine.native.decoder import NativeDecoder
-from argosy_services.engine.torch_engine.native.layout import SUPER, TILE, Step
+from argosy_services.engine.torch_engine.native.layout import TILE, Step
 from argosy_services.engine.torch_engine.step import RowSpan, Work, wanted_rows
 
 
@@ -86,8 +86,7 @@ class NativeRunner:
         `attention.py`."""
         rows = np.cumsum(counts) - counts
         starts = positions[rows]
-        # Attention looks at whole groups of tiles, and one ahead.
-        widths = -(-((starts + counts - 1) // SUPER + 2) * SUPER // self._block_tokens)
+        widths = -(-seen_of(starts + counts - 1) * TILE // self._block_tokens)
         blocks: list[int] = []
         for item, width in zip(work, widths.tolist(), strict=True):
             used = item.sequence.table[:width]

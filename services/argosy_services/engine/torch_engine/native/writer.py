@@ -25,7 +25,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     Value,
     bytes_of,
 )
-from argosy_services.engine.torch_engine.native.gemm import Format
+from argosy_services.engine.torch_engine.native.formats import Format
 from argosy_services.engine.torch_engine.native.instructions import from_bfloat
 from argosy_services.engine.torch_engine.native.layout import Matrix, Reader
 from argosy_services.engine.torch_engine.native.rows import quantizing
@@ -56,10 +56,6 @@ class MatrixWriter:
         self._write = {_DTYPES[each]: kind(self._machine.address(f"write_{each}")) for each in _sources(form)}
         self.sources = list(self._write)
         """The types of matrices that it takes."""
-
-    def takes(self, dtype: torch.dtype) -> bool:
-        """Whether matrices of a type can be written."""
-        return dtype in self._write
 
     def __call__(self, matrices: NDArray[np.int64], dtype: torch.dtype) -> None:
         """Writes some of one type, `[matrices, fields of layout.Matrix]`, into memory that is zero."""
