@@ -106,6 +106,76 @@ def test_decoding_goes_before_prompts() -> None:
         assert [item.count for item in work] == [1, 7]
 
 
+def batch(size: int, seconds: dict[int, float], **more: Any) -> Scheduler:
+    """A scheduler of sequences that decode, who has seen steps of so many rows take so long."""
+    scheduler = Scheduler(BlockAllocator(1000, BLOCK), max_batch=size + 2, max_step_tokens=64)
+    for number in range(size):
+        scheduler.add(sequence(f"decoding {number}", 3, 50, token=number, **more))
+    run_step(scheduler)
+    for rows, took in seconds.items():
+        scheduler.seconds.observe(rows, took)
+    return scheduler
+
+
+def counts(work: list[Work]) -> list[int]:
+    return [item.count for item in work]
+
+
+CHEAP, DEAR = {1: 0.005, 8: 0.040}, {1: 0.030, 8: 0.040}
+
+
+@pytest.mark.parametrize("seconds", [CHEAP, {}])
+def test_a_short_prompt_has_a_step_of_its_own(seconds: dict[int, float]) -> None:
+    scheduler = batch(8, seconds)
+    scheduler.add(sequence("short", 5, 50, token=9))
+    scheduler.add(sequence("as short", 4, 50, token=10))
+    # The second has no room in the step of the first, and none has two such steps between the others' tokens.
+    assert [counts(run_step(scheduler)) for _ in range(3)] == [[5], [1] * 9 + [4], [1] * 10]
+
+
+def test_what_of_a_prompt_is_known_does_not_make_it_long() -> None:
+    scheduler = batch(8, CHEAP)
+    scheduler.add(sequence("decoding 0 again", 41, 1, token=99))
+    assert counts(run_step(scheduler)) == [1] * 8 + [41]
+    run_step(scheduler)
+    scheduler.add(sequence("and again", 41, 1, token=99))
+    assert counts(run_step(scheduler)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "prompt", "priority"),
+    [(DEAR, 5, 0), (CHEAP, 9, 0), (CHEAP, 5, -1)],
+    ids=["small steps are dear", "longer than the batch", "less important than the batch"],
+)
+def test_a_prompt_comes_with_the_batch(seconds: dict[int, float], prompt: int, priority: int) -> None:
+    scheduler = batch(8, seconds)
+    scheduler.add(sequence("prompt", prompt, 50, token=9, priority=priority))
+    assert counts(run_step(scheduler)) == [1] * 8 + [prompt]
+
+
+def test_a_prompt_comes_with_the_batch_while_a_longer_one_is_computed() -> None:
+    scheduler = batch(8, CHEAP)
+    scheduler.add(sequence("long", 90, 1, token=9))
+    run_step(scheduler)
+    scheduler.add(sequence("short", 5, 1, token=10))
+    assert counts(run_step(scheduler)) == [1] * 8 + [34, 5]
+
+
+def test_small_steps_that_were_dear_are_tried_again() -> None:
+    scheduler = batch(8, DEAR)
+    tried = 0
+    for number in range(200):
+        prompt = sequence(str(number), 5, 1, token=9 + number)
+        scheduler.add(prompt)
+        tried += counts(run_step(scheduler)) == [5]
+        while prompt in scheduler.running:
+            run_step(scheduler)
+        for item in list(scheduler.running):
+            del item.tokens[4:]  # They decode for ever.
+            item.computed = 3
+    assert 0 < tried < 100
+
+
 def test_the_youngest_is_put_back_when_blocks_run_out() -> None:
     scheduler = Scheduler(BlockAllocator(4, BLOCK), max_batch=4, max_step_tokens=64)
     old, young = sequence("old", 7, 9), sequence("young", 7, 9)

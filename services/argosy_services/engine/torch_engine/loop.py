@@ -208,7 +208,9 @@ class EngineLoop(threading.Thread):
         if self.parts.speculator is not None:
             self.parts.speculator.observe(work, seconds)
         self._steps += 1
-        self._meters.stepped(len(work), sum(item.count for item in work), seconds)
+        tokens = sum(item.count for item in work)
+        self.parts.scheduler.seconds.observe(tokens, seconds)
+        self._meters.stepped(len(work), tokens, seconds)
 
     def _draw(self, logits: torch.Tensor, spans: list[RowSpan], masks: StepMasks | None) -> None:
         now = time.monotonic()

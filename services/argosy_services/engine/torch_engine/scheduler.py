@@ -6,6 +6,10 @@ ones of the same priority. Known beginnings of prompts are shared and not comput
 sequences of higher priority wait, some are put back to the queue and computed again later: those of the lowest
 priority, of them those of the tenant that was served most, of them the youngest. While a prompt is computed, sequences
 of lower priority pause, so that its first token comes as if they were not there.
+
+A prompt that is shorter than the batch is computed before the batch's next tokens, in a step of its own, where steps of
+few rows are seen to be cheap: its first token then does not wait for the others' next ones, which wait for less than
+another step. Where a step takes as long with few rows as with many, as on a GPU, they stay together.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from argosy_services.engine.torch_engine.heap import Heap
 from argosy_services.engine.torch_engine.kv_cache import BlockAllocator, extend_digests
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
+from argosy_services.engine.torch_engine.step_seconds import StepSeconds
 
 # On a tenant's account a generated token weighs more than one of a prompt, of which a step computes many at once.
 DECODE_WEIGHT = 2
@@ -28,6 +33,8 @@ PAUSES = 4
 # step's tokens and places: whoever comes next waits for a short step.
 BACKGROUND = 8
 ALERT_S = 1.0
+# A prompt has a step of its own only where no more than this part of the batch's step is there without any rows.
+MOST_FIXED = 1 / 4
 
 
 class Scheduler:
@@ -41,12 +48,14 @@ class Scheduler:
         self.running: dict[Sequence, None] = {}  # In the order in which they came in.
         self.admitted: list[Sequence] = []  # For the first time, by the last step that was scheduled.
         self.preemptions = 0
+        self.seconds = StepSeconds()
         self.lost_tokens = 0  # Computed, and to be computed again because of a preemption.
         self._deadlines: Heap[Sequence] = Heap()
         self._put_back: set[Sequence] = set()  # In the step that is being scheduled.
         self._pauses = 0
         self._turn = 0
         self._urgent_at = -ALERT_S
+        self._was_ahead = False  # The last step, of the others'.
 
     @property
     def waiting_tokens(self) -> int:
@@ -87,10 +96,13 @@ class Scheduler:
         short = self._short_steps(urgent)
         # Decoding sequences first: nobody's next token waits for the prompt of an equal.
         decoding = [running for running in active if running.pending <= 1]
+        prompts = [running for running in active if running.pending > 1]
+        self._was_ahead = not self._was_ahead and not prompts and self._admit_ahead(decoding, work)
+        if self._was_ahead:
+            return self._standing(work)
         budget = self._extend_all(self._some_of(decoding) if short else decoding, work)
         if short and urgent < 0:
             budget = min(budget, max(1, self.max_step_tokens // BACKGROUND))
-        prompts = [running for running in active if running.pending > 1]
         for sequence in sorted(prompts, key=lambda running: -running.rank):
             budget = self._admit(budget, work, above=sequence.rank)
             budget -= self._extend(sequence, budget, work)
@@ -99,6 +111,26 @@ class Scheduler:
             # All that had their turn were put back: the others do not wait for theirs.
             self._extend_all(decoding, work)
         return self._standing(work)
+
+    def _admit_ahead(self, decoding: list[Sequence], work: list[Work]) -> bool:
+        """Lets in prompts that are to be computed before the next tokens of `decoding`; gives whether there are any."""
+        first = self.waiting.first()
+        if first is None or not decoding or first.rank < (most := max(each.request.priority for each in decoding)):
+            return False
+        rows = min(len(decoding), self.max_step_tokens)
+        tokens = first.pending - len(self._known_prefix(first)) * self.blocks.block_tokens
+        if tokens > rows or not self._small_steps_are_cheap(rows):
+            return False
+        self._admit(rows, work, above=most - 1, whole=True)
+        return bool(self._standing(work))
+
+    def _small_steps_are_cheap(self, rows: int) -> bool:
+        """Whether a small step before one of `rows` rows costs little more than its own rows, or is to be tried."""
+        share = self.seconds.fixed_share(rows)
+        if share is None or share <= MOST_FIXED:
+            return True
+        self.seconds.doubt()
+        return False
 
     def _standing(self, work: list[Work]) -> list[Work]:
         """Without the work of what was put back, which is void."""
@@ -154,14 +186,16 @@ class Scheduler:
         work.append(Work(sequence, sequence.computed, count))
         return count
 
-    def _admit(self, budget: int, work: list[Work], above: int) -> int:
-        """Lets in those that wait as far as there is room, only higher priorities than `above`; gives what is left of
-        the budget.
+    def _admit(self, budget: int, work: list[Work], above: int, *, whole: bool = False) -> int:
+        """Lets in those that wait as far as there is room, only higher priorities than `above`, and with `whole` only
+        those that the budget has room for to the end; gives what is left of the budget.
         """
         while budget and (sequence := self.waiting.first()) is not None:
             if sequence in self._put_back or sequence.rank <= above:
                 break
             known = self._known_prefix(sequence)
+            if whole and sequence.pending - len(known) * self.blocks.block_tokens > budget:
+                break
             if not self._make_room(sequence, known):
                 sequence.short_of = "places" if len(self.running) >= self.max_batch else "blocks"
                 break
