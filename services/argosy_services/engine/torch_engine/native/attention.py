@@ -95,7 +95,8 @@ def emit_attend(module: Module, shape: Heads, *, causal: bool = True) -> None:
         scores=body.scratch(HEIGHT * SUPER * 4),
         weights=body.scratch(HEIGHT * SUPER * 4),
         sums=body.scratch(HEIGHT * shape.dim * 4),
-        tops=body.scratch(HEIGHT * 64),
+        tops=body.scratch(64),
+        shrinks=body.scratch(64),
         totals=body.scratch(HEIGHT * 64),
         now=body.scratch(8 * _TILES),
         soon=body.scratch(8 * _TILES),
@@ -131,6 +132,7 @@ class _Attention:
     weights: Value
     sums: Value
     tops: Value
+    shrinks: Value
     totals: Value
     now: Value
     soon: Value
@@ -140,8 +142,8 @@ class _Attention:
         """Attends with `rows` query vectors."""
         body, shape = self.body, self.shape
         # Not a loop: LLVM would make a call of one that writes zeros.
+        body.store(body.number(_HIDDEN), self.tops)
         for index in range(rows):
-            body.store(body.number(_HIDDEN), self.tops, 64 * index)
             body.store(body.number(0.0), self.totals, 64 * index)
             for start in range(0, shape.dim, LANES):
                 body.store(body.number(0.0), self._sums_of(index), 4 * start)
@@ -155,9 +157,8 @@ class _Attention:
             # What is hidden from all rows is not computed.
             tiles = body.min(body.add(body.div(body.sub(highest, body.mul(step, SUPER)), TILE), 1), _TILES)
             self._add_scores(rows, sources, tiles)
-            self._hide(rows, step)
-            with body.loop(0, rows) as index:
-                self._soften(index)
+            self._hide(rows, step, tiles)
+            self._soften(rows, tiles)
             self._add_values(rows, tiles)
         with body.loop(0, rows) as index:
             total = body.load(F32X, self.totals, body.mul(index, 64))
@@ -227,51 +228,61 @@ class _Attention:
                 for tile, cell in enumerate(cells[row]):
                     body.store(cell.get(), self.scores, body.mul(body.add(first, row * _TILES + tile), 64))
 
-    def _soften(self, index: Value) -> None:
-        """Turns a row's scores into weights, relative to its largest score so far, and shrinks its sums by what earlier
-        weights shrink."""
-        body = self.body
-        scores = body.at(self.scores, body.mul(index, SUPER * 4))
-        seen = [body.load(F32X, scores, tile * 64) for tile in range(_TILES)]
-        largest = seen[0]
-        for score in seen[1:]:
-            largest = body.larger(score, largest)
-        place = body.mul(index, 64)
-        before = body.load(F32X, self.tops, place)
-        now = body.larger(body.splat(body.top(largest)), before)
-        shrink = body.exp2(body.fsub(before, now))
-        running = body.fmul(body.load(F32X, self.totals, place), shrink)
-        width = self.shape.given_width
-        weights = body.at(self.weights, body.mul(index, SUPER * width))
-        for tile, score in enumerate(seen):
-            weight = body.exp2(body.fsub(score, now))
-            running = body.fadd(running, weight)
-            body.store(to_bfloat(body, weight) if width == 2 else weight, weights, tile * TILE * width)
-        body.store(now, self.tops, place)
-        body.store(running, self.totals, place)
-        sums = self._sums_of(index)
-        for start in range(0, self.shape.dim, LANES):
-            body.store(body.fmul(body.load(F32X, sums, 4 * start), shrink), sums, 4 * start)
+    def _soften(self, rows: int, tiles: Value) -> None:
+        """Turns the scores of the first `tiles` tiles into weights, relative to each row's largest score so far, and
+        shrinks its sums by what earlier weights shrink.
 
-    def _hide(self, rows: int, step: Value) -> None:
+        Rows wait for their largest scores side by side, and what becomes of those is computed for all rows at once.
+        """
+        body, shape = self.body, self.shape
+        largest = [body.cell(F32X, body.number(_HIDDEN)) for _ in range(rows)]
+        with body.loop(0, tiles) as tile:
+            for row, cell in enumerate(largest):
+                score = body.load(F32X, self.scores, body.add(body.mul(tile, 64), row * SUPER * 4))
+                cell.set(body.larger(score, cell.get()))
+        before = body.load(F32X, self.tops)
+        for row, cell in enumerate(largest):
+            body.store(body.top(cell.get()), self.tops, 4 * row)
+        tops = body.larger(body.load(F32X, self.tops), before)
+        body.store(tops, self.tops)
+        body.store(body.exp2(body.fsub(before, tops)), self.shrinks)
+        width = shape.given_width
+        with body.loop(0, rows) as index:
+            top, shrink = (body.splat(body.load(F32, all_, body.mul(index, 4))) for all_ in (self.tops, self.shrinks))
+            place = body.mul(index, 64)
+            total = body.cell(F32X, body.fmul(body.load(F32X, self.totals, place), shrink))
+            scores = body.at(self.scores, body.mul(index, SUPER * 4))
+            weights = body.at(self.weights, body.mul(index, SUPER * width))
+            with body.loop(0, tiles) as tile:
+                weight = body.exp2(body.fsub(body.load(F32X, scores, body.mul(tile, 64)), top))
+                total.set(body.fadd(total.get(), weight))
+                kept = to_bfloat(body, weight) if width == 2 else weight
+                body.store(kept, weights, body.mul(tile, TILE * width))
+            body.store(total.get(), self.totals, place)
+            sums = self._sums_of(index)
+            for start in range(0, shape.dim, LANES):
+                body.store(body.fmul(body.load(F32X, sums, 4 * start), shrink), sums, 4 * start)
+
+    def _hide(self, rows: int, step: Value, tiles: Value) -> None:
         """Hides the scores of tokens that come later or lie before the window, in a step that has some."""
         body, builder = self.body, self.body.builder
         start = body.mul(step, SUPER)
-        later = body.less(self._limit(0), body.add(start, SUPER - 1))
         earlier = body.less(start, body.add(body.sub(self._limit(rows - 1), self.window), 1))
-        with body.when(builder.or_(later, earlier)), body.loop(0, rows) as index:
-            limit = self._limit(index)
-            last = body.splat(builder.trunc(limit, I32))
-            beyond = body.splat(builder.trunc(body.sub(limit, self.window), I32))
-            first = body.splat(builder.trunc(start, I32))
-            scores = body.at(self.scores, body.mul(index, SUPER * 4))
-            for tile in range(_TILES):
-                places = builder.add(builder.add(first, body.lanes()), body.whole(tile * TILE))
+        # Tiles before this one have nothing that comes later.
+        mixed = body.div(body.max(body.sub(body.add(self._limit(0), 1), start), 0), TILE)
+        with body.loop(builder.select(earlier, body.int(0), mixed), tiles) as tile:
+            first = body.splat(builder.trunc(body.add(start, body.mul(tile, TILE)), I32))
+            places = builder.add(first, body.lanes())
+            scores = body.at(self.scores, body.mul(tile, 64))
+            for index in range(rows):
+                limit = self._limit(index)
+                last = body.splat(builder.trunc(limit, I32))
+                beyond = body.splat(builder.trunc(body.sub(limit, self.window), I32))
                 visible = builder.and_(
                     builder.icmp_signed("<=", places, last), builder.icmp_signed(">", places, beyond)
                 )
-                score = body.load(F32X, scores, tile * 64)
-                body.store(builder.select(visible, score, body.number(_HIDDEN)), scores, tile * 64)
+                score = body.load(F32X, scores, index * SUPER * 4)
+                body.store(builder.select(visible, score, body.number(_HIDDEN)), scores, index * SUPER * 4)
 
     def _add_values(self, rows: int, tiles: Value) -> None:
         """Adds the weighted values of the first `tiles` tiles, as many dimensions at a time as there are registers
