@@ -10,6 +10,7 @@ import torch
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.native.layout import CHUNK, GROUP, LARGE_GROUP
 from argosy_services.engine.torch_engine.native.memory import zeros
+from argosy_services.engine.torch_engine.native.panels import LINE, PANEL
 
 LOGIT_ROWS = 128
 """Rows of logits that are computed at once."""
@@ -24,8 +25,9 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a product takes in: `values` `[rows, size]` in a format's type, for int8, int13 and int16 with `scales`
-    float32 and `offsets` int32 `[rows, groups]`; int13 needs no offsets."""
+    """What a product takes in, rows of `size` numbers of a format's type: `values` `[panels, lines, rows of a panel,
+    numbers of a line]`, see `panels.py`, for int8, int13 and int16 with `scales` float32 and `offsets` int32
+    `[rows, groups]`; int13 needs no offsets."""
 
     values: torch.Tensor
     scales: torch.Tensor
@@ -34,17 +36,28 @@ class Inputs:
     @classmethod
     def of(cls, rows: int, size: int, form: str) -> Inputs:
         """Zeros."""
+        line = LINE // _TYPES[form].itemsize
         groups = size // (_large_group(size) if form == "int13" else GROUP)
         return cls(
-            values=zeros(rows, size, dtype=_TYPES[form]),
+            values=zeros(-(-rows // PANEL), size // line, PANEL, line, dtype=_TYPES[form]),
             scales=zeros(rows, groups),
             offsets=zeros(rows, groups, dtype=torch.int32),
         )
 
     @property
+    def size(self) -> int:
+        """Numbers of a row."""
+        return self.values.shape[1] * self.values.shape[3]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.size * self.values.itemsize
+
+    @property
     def group(self) -> int:
         """How many inputs share a scale."""
-        return self.values.shape[1] // self.scales.shape[1]
+        return self.size // self.scales.shape[1]
 
 
 class Buffers:

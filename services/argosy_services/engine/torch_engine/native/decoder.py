@@ -198,8 +198,8 @@ class NativeDecoder:
             }
         arguments = Adapt.pack(
             inputs=inputs.values.data_ptr(),
-            row_bytes=stride(inputs.values),
-            size=inputs.values.shape[1],
+            row_bytes=inputs.row_bytes,
+            size=inputs.size,
             scales=inputs.scales.data_ptr(),
             offsets=inputs.offsets.data_ptr(),
             out=out.data_ptr(),

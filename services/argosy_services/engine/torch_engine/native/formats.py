@@ -32,10 +32,13 @@ from argosy_services.engine.torch_engine.native.instructions import (
     short_line,
 )
 from argosy_services.engine.torch_engine.native.layout import GROUP, LEVELS, Reader
+from argosy_services.engine.torch_engine.native.panels import LINE, along
 from argosy_services.engine.torch_engine.native.processor import Processor
 
 # Steps along the inputs that stand one after another in a loop.
 _UNROLL = 4
+# Rows at once of bfloat16 where the processor does not multiply it.
+_APART = 3
 # The sums of a tile, `[rows][vectors]`: while they are made, and when they are there.
 Cells = list[list[Cell]]
 Tile = list[list[Value]]
@@ -43,8 +46,8 @@ Tile = list[list[Value]]
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a tile's operands are. Weights `ahead` bytes further on are asked for early, none where it is None.
-    `scales` and `offsets` belong to groups of `group` quantized inputs, see `rows.py`."""
+    """Where a tile's operands are, `inputs` at the first row of a panel. Weights `ahead` bytes further on are asked for
+    early, none where it is None. `scales` and `offsets` belong to groups of `group` quantized inputs, see `rows.py`."""
 
     weights: Value
     inputs: Value
@@ -92,11 +95,10 @@ class Format(ABC):
     def _add(self, body: Body, cells: Cells, operands: Operands, lines: Iterable[list[Value]], start: Value) -> None:
         """Adds, for every row, the products of the lines that stand one after another."""
         totals = [[cell.get() for cell in row] for row in cells]
-        row_bytes = body.mul(operands.size, 4 // self.together)
+        at = along(body, body.mul(start, 4))
         for more, weights in enumerate(lines):
-            at = body.mul(body.add(start, more), 4)
             for row, total in enumerate(totals):
-                given = body.load(I32, operands.inputs, body.add(body.mul(row_bytes, row), at))
+                given = body.load(I32, operands.inputs, body.add(at, row * LINE + more * 4))
                 totals[row] = [
                     self.join(body, part, weight, given) for part, weight in zip(total, weights, strict=True)
                 ]
@@ -120,9 +122,18 @@ class Exact(Format):
 
     def multiply(self, body: Body, rows: int, operands: Operands) -> Tile:
         """See `Format`."""
+        # Pairs that are taken apart need more registers: fewer rows at once then keep their sums in them.
+        apart = self.together == 2 and not self.processor.bfloat16
+        height, unroll = (_APART, 1) if apart else (rows, _UNROLL)
+        sums: Tile = []
+        for first in range(0, rows, height):
+            ahead = None if first else operands.ahead
+            some = replace(operands, inputs=body.at(operands.inputs, first * LINE), ahead=ahead)
+            sums += self._sums(body, min(height, rows - first), some, unroll)
+        return sums
+
+    def _sums(self, body: Body, rows: int, operands: Operands, unroll: int) -> Tile:
         kind = I32X if self.together == 2 else F32X
-        # Pairs that are taken apart need more registers.
-        unroll = _UNROLL if self.together == 1 or self.processor.bfloat16 else 1
         sums = _cells(body, F32X, rows)
         with body.loop(0, body.div(operands.size, self.together), unroll) as start:
             self._add(body, sums, operands, _lines(body, kind, operands, start, unroll), start)
@@ -174,7 +185,7 @@ class Int8(Format):
                 for part in row_parts:
                     part.set(offset)
             stream = body.at(operands.weights, body.mul(group, group_bytes))
-            inputs = body.at(operands.inputs, body.mul(group, body.mul(steps, 4)))
+            inputs = body.at(operands.inputs, along(body, body.mul(group, body.mul(steps, 4))))
             here = replace(operands, weights=stream, inputs=inputs)
             with body.loop(0, steps, self._unroll) as start:
                 self._add(body, parts, here, self._weights(body, here, start), start)

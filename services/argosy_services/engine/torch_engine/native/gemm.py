@@ -22,10 +22,11 @@ from argosy_services.engine.torch_engine.native.layout import (
     adapter_entry,
     adapter_task,
 )
+from argosy_services.engine.torch_engine.native.panels import PANEL
 
-# Rows that share one pass over a chunk of weights, and those whose sums are in registers at once.
-ROWS = 128
-HEIGHT = 6
+# Rows whose sums are in registers at once, and those that share one pass over a chunk of weights.
+HEIGHT = PANEL
+ROWS = 22 * HEIGHT
 # With so few rows the time goes into reading weights, which are asked for so many bytes ahead of their use. More rows
 # leave time to ask for the whole chunk that the thread takes next, and for factors of adapters; prompts multiply each
 # weight so often that they need nothing.

@@ -34,9 +34,10 @@ from argosy_services.engine.torch_engine.native.layout import (
     adapter_entry,
     adapter_task,
 )
+from argosy_services.engine.torch_engine.native.panels import LINE, PANEL, along, row_at
 from argosy_services.engine.torch_engine.native.rows import largest_of, quantizing
 
-HEIGHT = 6
+HEIGHT = PANEL
 MAX_RANK = 512
 POINTERS = (AdapterField.DOWN, AdapterField.UP, AdapterField.DOWN_SCALES, AdapterField.UP_SCALES)
 # Steps that stand one after another in a loop.
@@ -58,8 +59,7 @@ def emit_adapt(module: Module, form: str) -> None:
     down, up, down_scales, up_scales = (body.load(PTR, entry, 8 * field) for field in POINTERS)
     factors = _Factors(down, up, down_scales, up_scales, rank)
     rows_at = _Rows(
-        inputs=body.at(get.pointer("inputs"), body.mul(row, get("row_bytes"))),
-        row_bytes=get("row_bytes"),
+        inputs=[row_at(body, get.pointer("inputs"), body.add(row, more), get("row_bytes")) for more in range(HEIGHT)],
         size=get("size"),
         scales=get.pointer("scales"),
         offsets=get.pointer("offsets"),
@@ -91,10 +91,9 @@ class _Factors:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """A task's rows: what they take in and where the change goes."""
+    """A task's rows: where each one's inputs begin and where the change goes."""
 
-    inputs: Value
-    row_bytes: Value
+    inputs: list[Value]
     size: Value
     scales: Value
     offsets: Value
@@ -115,25 +114,25 @@ class _Exact:
         self._sums = body.processor.vectors
 
     def shrink(self, rows: int) -> None:
-        """Rows times the first factor, into `[rows][rank]`."""
+        """Rows times the first factor, into a panel of `[rows][rank]`."""
         body, given = self._body, self._rows
         steps = body.div(given.size, self._pair)
         with body.loop(0, body.div(self._factors.rank, LANES)) as chunk:
             stream = body.at(self._factors.down, body.mul(body.mul(chunk, steps), 64))
             sums = [[body.cell(F32X, body.number(0.0)) for _ in range(self._sums)] for _ in range(rows)]
             with body.loop(0, steps, _UNROLL) as start:
+                at = along(body, body.mul(start, 4))
                 for part in range(_UNROLL):
-                    at = body.add(start, part)
-                    weight = self._line(stream, body.mul(at, 64))
+                    weight = self._line(stream, body.mul(body.add(start, part), 64))
                     for row in range(rows):
-                        four = body.load(I32, given.inputs, body.add(body.mul(given.row_bytes, row), body.mul(at, 4)))
+                        some = body.load(I32, given.inputs[row], body.add(at, 4 * part))
                         cell = sums[row][part % self._sums]
-                        cell.set(self._join(cell.get(), weight, four))
+                        cell.set(self._join(cell.get(), weight, some))
+            place = along(body, body.mul(chunk, LANES * self._width))
             for row in range(rows):
                 total = _fold(body, [cell.get() for cell in sums[row]])
                 narrow = to_bfloat(body, total) if self._width == 2 else total
-                place = body.add(body.mul(chunk, LANES * self._width), row * MAX_RANK * self._width)
-                body.store(narrow, self._small, place)
+                body.store(narrow, self._small, body.add(place, row * LINE))
 
     def expand(self, rows: int, columns: Value) -> None:
         """Adds `[rows][rank]` times the second factor to the output."""
@@ -144,12 +143,12 @@ class _Exact:
             places = [body.add(body.mul(given.stride, row), body.mul(chunk, 64)) for row in range(rows)]
             sums = [body.cell(F32X, body.load(F32X, given.out, place)) for place in places]
             with body.loop(0, steps, _UNROLL) as start:
+                at = along(body, body.mul(start, 4))
                 for part in range(_UNROLL):
-                    at = body.add(start, part)
-                    weight = self._line(stream, body.mul(at, 64))
+                    weight = self._line(stream, body.mul(body.add(start, part), 64))
                     for row, cell in enumerate(sums):
-                        place = body.add(body.mul(at, 4), row * MAX_RANK * self._width)
-                        cell.set(self._join(cell.get(), weight, body.load(I32, self._small, place)))
+                        some = body.load(I32, self._small, body.add(at, row * LINE + 4 * part))
+                        cell.set(self._join(cell.get(), weight, some))
             for place, cell in zip(places, sums, strict=True):
                 body.store(cell.get(), given.out, place)
 
@@ -180,13 +179,12 @@ class _Int8:
         # Inputs of the second factor have the type of the first one's.
         self._together = body.processor.together
         self._kind = I8X if self._together == 4 else I16X
-        self._row_bytes = MAX_RANK * 4 // self._together
-        self._wholes = body.scratch(HEIGHT * self._row_bytes)
+        self._wholes = body.scratch(HEIGHT * MAX_RANK * 4 // self._together)
         self._scales = body.scratch(HEIGHT * 4)
         self._offsets = body.scratch(HEIGHT * 4)
 
     def shrink(self, rows: int) -> None:
-        """Rows times the first factor, quantized into `[rows][rank]`."""
+        """Rows times the first factor, quantized into a panel of `[rows][rank]`."""
         body, given = self._body, self._rows
         groups = body.div(given.size, GROUP)
         with body.loop(0, body.div(self._factors.rank, LANES)) as chunk:
@@ -199,8 +197,8 @@ class _Int8:
                 parts = [body.cell(I32X, body.splat(body.load(I32, given.offsets, place))) for place in places]
                 line = body.at(stream, body.mul(group, GROUP * LANES))
                 steps = GROUP // self._together
-                inputs = body.at(given.inputs, body.mul(group, steps * 4))
-                self._multiply(parts, line, steps, inputs, given.row_bytes)
+                offset = along(body, body.mul(group, steps * 4))
+                self._multiply(parts, line, steps, [body.at(row, offset) for row in given.inputs[:rows]])
                 for cell, part, place in zip(sums, parts, places, strict=True):
                     scale = body.splat(body.load(F32, given.scales, place))
                     cell.set(body.fma(body.to_float(part.get()), scale, cell.get()))
@@ -220,7 +218,7 @@ class _Int8:
         with body.loop(0, body.div(columns, LANES)) as chunk:
             stream = body.at(self._factors.up, body.mul(chunk, body.mul(rank, LANES)))
             parts = [body.cell(I32X, body.splat(body.load(I32, self._offsets, 4 * row))) for row in range(rows)]
-            self._multiply(parts, stream, steps, self._wholes, self._row_bytes)
+            self._multiply(parts, stream, steps, [body.at(self._wholes, row * LINE) for row in range(rows)])
             scales = body.load(F32X, self._factors.up_scales, body.mul(chunk, 64))
             for row, part in enumerate(parts):
                 place = body.add(body.mul(given.stride, row), body.mul(chunk, 64))
@@ -229,15 +227,14 @@ class _Int8:
                     body.fma(body.to_float(part.get()), scale, body.load(F32X, given.out, place)), given.out, place
                 )
 
-    def _multiply(self, parts: list[Cell], stream: Value, steps: Value, inputs: Value, row_bytes: Value) -> None:
+    def _multiply(self, parts: list[Cell], stream: Value, steps: Value, inputs: list[Value]) -> None:
         body, width = self._body, self._together * LANES
         with body.loop(0, steps, _UNROLL) as start:
+            at = along(body, body.mul(start, 4))
             for more in range(_UNROLL):
-                at = body.add(start, more)
-                weight = body.load(byte_line(body), stream, body.mul(at, width), align=width)
-                for row, cell in enumerate(parts):
-                    some = body.load(I32, inputs, body.add(body.mul(row_bytes, row), body.mul(at, 4)))
-                    cell.set(dots(body, cell.get(), weight, some))
+                weight = body.load(byte_line(body), stream, body.mul(body.add(start, more), width), align=width)
+                for row, cell in zip(inputs, parts, strict=True):
+                    cell.set(dots(body, cell.get(), weight, body.load(I32, row, body.add(at, 4 * more))))
 
     def _quantize(self, row: int) -> None:
         body, builder = self._body, self._body.builder
@@ -250,8 +247,8 @@ class _Int8:
         factor, total = body.splat(inverse), body.cell(I32X, body.whole(0))
         with body.loop(0, self._factors.rank, LANES) as index:
             whole = body.to_int(body.nearest(body.fmul(body.load(F32X, values, body.mul(index, 4)), factor)))
-            place = body.add(body.mul(index, 4 // self._together), row * self._row_bytes)
-            body.store(builder.trunc(whole, self._kind), self._wholes, place)
+            place = along(body, body.mul(index, 4 // self._together))
+            body.store(builder.trunc(whole, self._kind), self._wholes, body.add(place, row * LINE))
             total.set(builder.add(total.get(), whole))
         body.store(scale, self._scales, 4 * row)
         body.store(builder.mul(body.total(total.get()), ir.Constant(I32, -128)), self._offsets, 4 * row)

@@ -46,13 +46,13 @@ class Operations:
             inputs=source.data_ptr(),
             stride=stride(source),
             norm=0 if norm is None else norm.data_ptr(),
-            size=out.values.shape[1],
+            size=out.size,
             indices_slot=Step.CHOSEN if chosen else Step.NOTHING,
             quantized=out.values.data_ptr(),
             scales=out.scales.data_ptr(),
             offsets=out.offsets.data_ptr(),
             group=out.group,
-            row_bytes=stride(out.values),
+            row_bytes=out.row_bytes,
         )
         return self.operation(f"{kind}_{self._inputs}", arguments, Tasks.ROWS)
 
@@ -74,7 +74,7 @@ class Operations:
             chunks=packed.chunks,
             size=packed.size,
             inputs=inputs.values.data_ptr(),
-            row_bytes=stride(inputs.values),
+            row_bytes=inputs.row_bytes,
             scales=inputs.scales.data_ptr(),
             offsets=inputs.offsets.data_ptr(),
             group=inputs.group,

@@ -29,6 +29,7 @@ from argosy_services.engine.torch_engine.native.emit import (
 )
 from argosy_services.engine.torch_engine.native.instructions import from_bfloat, to_bfloat
 from argosy_services.engine.torch_engine.native.layout import GROUP, Arguments, Embed, Largest, Reader, Rows, Step
+from argosy_services.engine.torch_engine.native.panels import along, row_at
 
 _INT13 = 4_095
 DECODER, ENCODER = ("norm", "plain", "gate"), ("layer_norm", "plain", "gelu")
@@ -212,22 +213,22 @@ def _gated(body: Body, inputs: Value, size: Value) -> Source:
 
 def _to_float32(body: Body, row: Value, get: Reader, inputs: Value, source: Source) -> None:
     size = get("size")
-    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
+    out = row_at(body, get.pointer("quantized"), row, get("row_bytes"))
     with body.loop(0, size, LANES) as index:
-        body.store(source(index), out, body.mul(index, 4))
+        body.store(source(index), out, along(body, body.mul(index, 4)))
 
 
 def _to_bfloat16(body: Body, row: Value, get: Reader, inputs: Value, source: Source) -> None:
     size = get("size")
-    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
+    out = row_at(body, get.pointer("quantized"), row, get("row_bytes"))
     with body.loop(0, size, LANES) as index:
-        body.store(to_bfloat(body, source(index)), out, body.mul(index, 2))
+        body.store(to_bfloat(body, source(index)), out, along(body, body.mul(index, 2)))
 
 
 def _to_whole(body: Body, row: Value, get: Reader, inputs: Value, source: Source, *, kind: ir.VectorType) -> None:
     """Whole numbers, symmetric around 0, with a scale for each group."""
     builder, size = body.builder, get("size")
-    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
+    out = row_at(body, get.pointer("quantized"), row, get("row_bytes"))
     groups = body.div(size, GROUP)
     first = body.mul(body.mul(groups, row), 4)
     scales = body.at(get.pointer("scales"), first)
@@ -245,7 +246,8 @@ def _to_whole(body: Body, row: Value, get: Reader, inputs: Value, source: Source
         for place, value in enumerate(values):
             whole = body.to_int(body.nearest(body.fmul(value, factor)))
             total = builder.add(total, whole)
-            body.store(builder.trunc(whole, kind), out, body.mul(body.add(start, place * LANES), width))
+            at = along(body, body.mul(body.add(start, place * LANES), width))
+            body.store(builder.trunc(whole, kind), out, at)
         body.store(scale, scales, body.mul(group, 4))
         body.store(builder.mul(body.total(total), ir.Constant(I32, -128)), offsets, body.mul(group, 4))
 
@@ -253,7 +255,7 @@ def _to_whole(body: Body, row: Value, get: Reader, inputs: Value, source: Source
 def _to_13_bits(body: Body, row: Value, get: Reader, inputs: Value, source: Source) -> None:
     """Whole numbers of at most 4,095 with a scale for each of the large groups."""
     group_size, width = get("group"), 2
-    out = body.at(get.pointer("quantized"), body.mul(row, get("row_bytes")))
+    out = row_at(body, get.pointer("quantized"), row, get("row_bytes"))
     groups = body.div(get("size"), group_size)
     scales = body.at(get.pointer("scales"), body.mul(body.mul(groups, row), 4))
     with body.loop(0, groups) as group:
@@ -269,7 +271,7 @@ def _to_13_bits(body: Body, row: Value, get: Reader, inputs: Value, source: Sour
         with body.loop(start, end, LANES) as index:
             value = body.fmul(body.load(F32X, inputs, body.mul(index, 4)), factor)
             whole = body.to_int(body.nearest(value))
-            body.store(body.builder.trunc(whole, I16X), out, body.mul(index, width))
+            body.store(body.builder.trunc(whole, I16X), out, along(body, body.mul(index, width)))
         body.store(scale, scales, body.mul(group, 4))
 
 
