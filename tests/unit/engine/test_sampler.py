@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from argosy_services.engine.base import Request, Sampling, TokenLogprobs
-from argosy_services.engine.torch_engine.sampler import Sampler, uniform
+from argosy_services.engine.torch_engine.sampler import Sampler, _invert, uniform
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.shaping import Forbidden, Row
 
@@ -222,6 +222,32 @@ def test_every_row_of_a_mixed_batch_follows_the_definition(
     batch = logits(len(rows), seed)
     expected = [one_by_one(line, row.sequence, row.ahead) for line, row in zip(batch, rows, strict=True)]
     assert [token for token, _ in Sampler().draw(batch, rows)] == expected
+
+
+@pytest.mark.parametrize("columns", [1, 50, 256, 257, 512, 1000])
+def test_the_column_of_a_chance_is_the_first_that_exceeds_it(columns: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    # Powers of two add up exactly, in any order. Half of the columns, and some whole ranges, have no weight.
+    weights = torch.randint(-8, 8, (40, columns), generator=generator).exp2()
+    weights[torch.rand(40, columns, generator=generator) < 0.5] = 0
+    weights[:20, columns // 3 :] = 0
+    weights[20:, : columns // 2] = 0
+    weights[:, columns // 2] = 1 / 256
+    cumulative = weights.double().cumsum(1)
+    for chance in [0.0, 2**-53, 0.1, 0.25, 0.5, 0.9, 1 - 2**-53]:
+        targets = chance * cumulative[:, -1:]
+        expected = (cumulative > targets).int().argmax(1)
+        found = _invert(weights, torch.full((40,), chance, dtype=torch.float64))
+        assert found.tolist() == expected.tolist()
+        assert (weights.gather(1, found[:, None]) > 0).all()
+
+
+def test_a_chance_that_rounding_leaves_over_falls_to_a_column_with_weight() -> None:
+    weights = torch.rand(200, 1000, generator=torch.Generator().manual_seed(0)) ** 8
+    weights[:, 900:] = 0
+    for chance in torch.linspace(0, 1 - 2**-53, 50, dtype=torch.float64).tolist():
+        found = _invert(weights, torch.full((200,), chance, dtype=torch.float64))
+        assert (weights.gather(1, found[:, None]) > 0).all()
 
 
 @pytest.mark.parametrize("sampling", [{"top_p": 0.999}, {"top_k": 700}, {"top_k": 300, "top_p": 0.99}, {"top_p": 0.3}])

@@ -25,8 +25,10 @@ def is_cut(sampling: Sampling) -> bool:
 
 
 def weights_of(logits: torch.Tensor, samplings: Items[Sampling]) -> torch.Tensor:
-    """The weights `[rows, vocab]` of rows that are not cut; `logits` are divided by the temperature already."""
-    return _drop_unlikely((logits - logits.amax(dim=-1, keepdim=True)).exp_(), samplings)
+    """The weights `[rows, vocab]` of rows that are not cut, in place of their `logits`, which are divided by the
+    temperature already.
+    """
+    return _drop_unlikely(logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_(), samplings)
 
 
 def cut(
