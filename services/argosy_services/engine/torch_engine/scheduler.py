@@ -118,8 +118,7 @@ class Scheduler:
         if first is None or not decoding or first.rank < (most := max(each.request.priority for each in decoding)):
             return False
         rows = min(len(decoding), self.max_step_tokens)
-        tokens = first.pending - len(self._known_prefix(first)) * self.blocks.block_tokens
-        if tokens > rows or not self._small_steps_are_cheap(rows):
+        if self._unknown(first, self._known_prefix(first)) > rows or not self._small_steps_are_cheap(rows):
             return False
         self._admit(rows, work, above=most - 1, whole=True)
         return bool(self._standing(work))
@@ -194,7 +193,7 @@ class Scheduler:
             if sequence in self._put_back or sequence.rank <= above:
                 break
             known = self._known_prefix(sequence)
-            if whole and sequence.pending - len(known) * self.blocks.block_tokens > budget:
+            if whole and self._unknown(sequence, known) > budget:
                 break
             if not self._make_room(sequence, known):
                 sequence.short_of = "places" if len(self.running) >= self.max_batch else "blocks"
@@ -235,6 +234,10 @@ class Scheduler:
             len(sequence.tokens) - 1 if sequence.request.score_from is None else sequence.request.score_from - 1
         )
         return self.blocks.find(sequence.digests[: first_wanted // size])
+
+    def _unknown(self, sequence: Sequence, known: list[int]) -> int:
+        """Tokens of a waiting sequence that are to be computed beside its known blocks."""
+        return sequence.pending - len(known) * self.blocks.block_tokens
 
     def advance(self, work: list[Work]) -> None:
         """Takes note that a step's work was computed, drafts aside."""
