@@ -43,11 +43,11 @@ def figures(requests: Sequence[Request], times: TokenTimes) -> Figures:
 
 
 def _tokens_at(stream: Sequence[float], moment: float) -> float:
-    """Tokens that have come, those between two moments in proportion: a step's tokens arrive one after another, and
-    whole ones would count a step more or less by their order.
+    """Tokens that have come, those of the next message in proportion: a step's tokens arrive one after another, several
+    steps' together, and whole ones would count more or less of them by their order.
     """
     came = bisect_right(stream, moment)
     if came in (0, len(stream)):
         return came
     before, after = stream[came - 1], stream[came]
-    return came + (moment - before) / (after - before)
+    return came + (bisect_right(stream, after) - came) * (moment - before) / (after - before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from argosy_services.embeddings.servicer import EmbeddingsServicer
 from argosy_services.engine.base import AdapterHost, Engine, EngineStats
 from argosy_services.engine.factory import EngineFactory, create_engine
 from argosy_services.errors import ArgosyError, Reason
+from argosy_services.generation.pace import Pace
 from argosy_services.generation.service import GenerationService, ServedModel
 from argosy_services.generation.servicer import GenerationServicer
 from argosy_services.instruments import Instrument, Value
@@ -68,7 +70,7 @@ class Fleet:
         self.generation = GenerationService(
             [ServedModel(language, self.engine, tokenizer)],
             self.adapters,
-            stream_interval_s=settings.generation.stream_interval_ms / 1000,
+            pace=make_pace(settings.generation),
             explain_requests=settings.generation.explain_requests,
         )
         self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
@@ -177,6 +179,14 @@ def make_embeddings(
         max_waiting_texts=settings.embeddings.max_waiting_texts,
         threads=settings.embeddings.threads,
     )
+
+
+def make_pace(settings: GenerationSettings) -> Pace:
+    """When streams send: messages take some 3 % of the cores, where there are many less than half of the event loop's
+    thread (docs/adr/0019).
+    """
+    per_second = settings.stream_messages_per_second or min(2_000, 80 * len(os.sched_getaffinity(0)))
+    return Pace(settings.stream_interval_ms / 1000, per_second)
 
 
 def make_tiers(settings: GenerationSettings | EmbeddingSettings, host: AdapterHost) -> AdapterTiers:

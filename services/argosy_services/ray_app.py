@@ -29,6 +29,7 @@ from argosy_services.bootstrap import (
     make_encoder,
     make_encoder_adapters,
     make_engine,
+    make_pace,
     make_tiers,
     make_tokenization,
     sentence_model,
@@ -272,7 +273,7 @@ class GenerationDeployment(GenerationServicer):
         self._generation = GenerationService(
             [ServedModel(model, runner, tokenizer)],
             HandleLeases(),
-            stream_interval_s=replica.settings.generation.stream_interval_ms / 1000,
+            pace=make_pace(replica.settings.generation),
             explain_requests=replica.settings.generation.explain_requests,
             peers=GatewayPeers(),
         )

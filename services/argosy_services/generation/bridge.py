@@ -17,6 +17,7 @@ import structlog
 from argosy_services import tracing
 from argosy_services.engine.base import Finish, Request, SequenceRunner, StepOutput
 from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
+from argosy_services.generation.pace import Pace
 from argosy_services.generation.progress import Meters, Progress
 
 log = structlog.get_logger("argosy.generation")
@@ -44,11 +45,11 @@ class EngineBridge:
         """Stops the engine. Runs in progress end with DRAINING."""
         self.engine.close()
 
-    def run(self, deadline: float | None = None, *, interval_s: float = 0.0) -> Run:
+    def run(self, deadline: float | None = None, pace: Pace | None = None) -> Run:
         """A new run, to be used as a context manager. At `deadline` it fails with DEADLINE_EXCEEDED; the first and the
-        last news come at once, those between them at ticks of `interval_s`.
+        last news come at once, those between them at the ticks of `pace`.
         """
-        return Run(self, deadline, interval_s)
+        return Run(self, deadline, pace or Pace())
 
     def register(self, request: Request, run: Run) -> None:
         """Submits a sequence whose outputs go to `run`. Raises what `Engine.submit` raises, and STARTING."""
@@ -85,11 +86,10 @@ class EngineBridge:
 class Run:
     """Some sequences of one request, read together by one consumer."""
 
-    def __init__(self, bridge: EngineBridge, deadline: float | None, interval_s: float) -> None:
+    def __init__(self, bridge: EngineBridge, deadline: float | None, pace: Pace) -> None:
         self.progress: dict[str, Progress] = {}
-        self._interval_s = interval_s
+        self._pace = pace
         self._due = 0.0
-        self._wake: asyncio.TimerHandle | None = None
         self._bridge = bridge
         self._trace = tracing.here()
         self._deadline = deadline
@@ -108,9 +108,8 @@ class Run:
     def __exit__(
         self, _type: type[BaseException] | None, _raised: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        for timer in (self._timer, self._wake):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._cancel_all()
         if self._trace is not None:
             self._record(self._trace)
@@ -145,7 +144,11 @@ class Run:
 
     def deliver(self, output: StepOutput, now: float) -> None:
         """Takes an output of one of the run's sequences; called by the bridge."""
-        self.progress[output.request_id].see(output, now)
+        progress = self.progress[output.request_id]
+        began = progress.began
+        progress.see(output, now)
+        if progress.began and not began:
+            self._pace.began()
         if output.finish is not None:
             self._end(output.request_id, output.finish)
         if output.finish is Finish.FAILED:
@@ -167,19 +170,15 @@ class Run:
                 raise self._error
             self._news.set()
         outputs, self._inbox = self._inbox, []
-        self._due = _next_tick(time.monotonic(), self._interval_s)
+        self._due = self._pace.next_tick(time.monotonic())
         return outputs
 
     def _tell(self, now: float) -> None:
-        """Wakes the consumer, at once or when it is due: a message costs more than the tokens in it."""
+        """Wakes the consumer: at once if it was not woken since the last tick, otherwise at the next one."""
         if not self._running or now >= self._due:
             self._news.set()
-        elif self._wake is None:
-            self._wake = asyncio.get_running_loop().call_later(self._due - now, self._tell_now)
-
-    def _tell_now(self) -> None:
-        self._wake = None
-        self._news.set()
+        elif len(self._inbox) == 1:
+            self._pace.set_at_tick(self._news, now)
 
     def _record(self, trace: tracing.LiveSpan) -> None:
         """Makes spans of what the engine did, and of how long its last output took to whoever read it."""
@@ -194,12 +193,10 @@ class Run:
 
     def _end(self, request_id: str, finish: Finish | None) -> None:
         self._running.discard(request_id)
-        self.progress[request_id].end(finish)
-
-
-def _next_tick(now: float, interval_s: float) -> float:
-    """When news come again. All runs share the ticks: between them the engine has the cores for itself."""
-    return now if not interval_s else (now // interval_s + 1) * interval_s
+        progress = self.progress[request_id]
+        progress.end(finish)
+        if progress.began:
+            self._pace.ended()
 
 
 def _engine_failed() -> ArgosyError:

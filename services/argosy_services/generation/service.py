@@ -21,6 +21,7 @@ from argosy_services.generation.deadline import until
 from argosy_services.generation.describe import described
 from argosy_services.generation.explanation import Explanation
 from argosy_services.generation.options import check_standing
+from argosy_services.generation.pace import Pace
 from argosy_services.generation.plan import plan
 from argosy_services.generation.ports import ExplainingPeers
 from argosy_services.generation.progress import Progress
@@ -59,14 +60,14 @@ class GenerationService:
         models: Sequence[ServedModel],
         leases: AdapterLeases,
         *,
-        stream_interval_s: float = 0.0,
+        pace: Pace | None = None,
         explain_requests: int = 1_000,
         peers: ExplainingPeers | None = None,
     ) -> None:
-        """The first of `models` answers requests that name none; for the numbers see `GenerationSettings`. `peers` are
-        asked to explain requests that were not answered here.
+        """The first of `models` answers requests that name none. `pace` is that of all streams together, `peers` are
+        asked to explain requests that were not answered here, of which the last `explain_requests` are kept.
         """
-        self._stream_interval_s = stream_interval_s
+        self._pace = pace
         self._models = {served.local.name: served for served in models}
         self._bridges = {name: EngineBridge(served.engine, name) for name, served in self._models.items()}
         self._default = models[0].local.name
@@ -114,8 +115,7 @@ class GenerationService:
                 job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id), tenant)
             account.planned(job.tokenization_s, job.grammar_check_s)
             # What may end by a stop string is looked at at once: the engine would go on behind its end.
-            interval_s = 0.0 if spec.options.stop else self._stream_interval_s
-            run = self._bridges[served.local.name].run(deadline, interval_s=interval_s)
+            run = self._bridges[served.local.name].run(deadline, None if spec.options.stop else self._pace)
             async with self._lease(spec.adapter, spec.adapter_sticky_key, run, account) as lease:
                 with run:
                     account.follows(run.progress, job.prompt_tokens)

@@ -98,6 +98,12 @@ class GenerationSettings(Section):
         description="Tokens of a stream that come within this time travel in one message, the first and last at once; "
         "0 sends each as it comes. A message costs more than the token in it.",
     )
+    stream_messages_per_second: int = Field(
+        default=0,
+        ge=0,
+        description="Most messages that all streams of a server send in a second; with more streams the interval "
+        "grows, up to 250 ms. 0 takes 80 for each core and at most 2,000.",
+    )
     max_context_tokens: int = Field(default=0, ge=0, description="Longest sequence; 0 takes the model's own limit.")
     speculation: Literal["auto", "off", "prompt_lookup", "draft"] = Field(
         default="auto",

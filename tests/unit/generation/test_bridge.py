@@ -13,6 +13,7 @@ import pytest
 from argosy_services.engine.base import Request, StepOutput
 from argosy_services.errors import ArgosyError, Reason
 from argosy_services.generation.bridge import EngineBridge, Run
+from argosy_services.generation.pace import Pace
 from argosy_services.metrics_page import registry
 
 from .conftest import engine_info, eventually
@@ -65,6 +66,7 @@ async def test_every_run_gets_its_own_outputs_in_their_order() -> None:
 
 async def test_news_of_all_runs_come_at_the_same_ticks() -> None:
     interval_s = 0.2
+    pace = Pace(interval_s)
     _, bridge = make(step_s=0.01)
     bridge.start()
 
@@ -72,7 +74,7 @@ async def test_news_of_all_runs_come_at_the_same_ticks() -> None:
         """When the news came, the first and the last aside, which come at once."""
         await asyncio.sleep(0.03 * number)
         came: list[float] = []
-        with bridge.run(interval_s=interval_s) as run:
+        with bridge.run(pace=pace) as run:
             run.submit(request(f"{number}", *range(60)))
             finished = False
             while not finished:
@@ -87,6 +89,46 @@ async def test_news_of_all_runs_come_at_the_same_ticks() -> None:
         assert 1 <= len(came) <= 60 * 0.02 / interval_s + 2
         for moment in came:
             assert moment % interval_s < 0.1
+
+
+async def test_streams_together_send_no_more_than_they_may() -> None:
+    streams, steps, step_s, per_second = 10, 60, 0.01, 100
+    pace = Pace(0.001, per_second)
+    _, bridge = make(max_running=streams, step_s=step_s)
+    bridge.start()
+
+    async def one(number: int) -> int:
+        """How often news came, the first and the last aside."""
+        came = 0
+        with bridge.run(pace=pace) as run:
+            run.submit(request(f"{number}", *range(steps)))
+            finished = False
+            while not finished:
+                finished = (await run.next())[-1].finish is not None
+                came += 1
+        return came - 2
+
+    started = time.monotonic()
+    came = await asyncio.gather(*(one(number) for number in range(streams)))
+    seconds = time.monotonic() - started
+    bridge.close()
+    assert streams <= sum(came) <= per_second * seconds + streams
+    assert pace.interval_s == 0.001
+
+
+async def test_a_stream_that_is_left_counts_no_more() -> None:
+    pace = Pace(0.001, 100)
+    _, bridge = make(step_s=0.01)
+    bridge.start()
+    with suppress(LookupError), bridge.run(pace=pace) as run:
+        for name in ("a", "b"):
+            run.submit(request(name, *range(60)))
+        while len({output.request_id for output in await run.next()}) < 2:
+            pass
+        assert pace.interval_s == 0.02
+        raise LookupError
+    bridge.close()
+    assert pace.interval_s == 0.001
 
 
 async def test_a_step_crosses_in_one_callback(monkeypatch: pytest.MonkeyPatch) -> None:
