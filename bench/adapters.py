@@ -17,6 +17,7 @@ from asyncio.subprocess import PIPE
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from argosy_services.settings import AdapterSettings, GenerationSettings, Settin
 from argosy_services.testing import run_test_server
 
 STREAMS, SLOTS, RANK, REGISTERED = 32, 16, 16, 200
+# Between an adapter's first token and its unload, and after that; nothing of either is left in the rest's last part.
+REST_S, RECOVER_S = 0.5, 0.2
 RESULTS = Path(__file__).parent / "results"
 ALL, FEW = tuple(SHAPES), ("self_attn.q_proj", "self_attn.v_proj")
 
@@ -162,6 +165,16 @@ async def stream(client: argosy.AsyncClient, number: int) -> None:
             pass
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """When an adapter was asked for, had a first token, was to leave, and had left."""
+
+    started: float
+    answered: float
+    leaves: float
+    left: float
+
+
 def gaps(times: Sequence[Sequence[float]], windows: Sequence[tuple[float, float]]) -> list[float]:
     """Between two tokens of a stream, where they overlap one of `windows`."""
     return [
@@ -179,40 +192,47 @@ async def load(rounds: int, root: Path) -> None:
     server = Server(root)
     async with server as client:
 
-        async def once(number: int) -> tuple[float, float]:
+        async def once(number: int) -> Load:
             started = time.perf_counter()
             await client.adapters.load(f"a{number}", root / f"a{number}")
             answered = await first_token(client, f"a{number}", "The captain said")
+            await asyncio.sleep(REST_S)
+            leaves = time.perf_counter()
             await client.adapters.unload(f"a{number}")
-            return started, answered
+            left = time.perf_counter()
+            await asyncio.sleep(REST_S)
+            return Load(started, answered, leaves, left)
 
         await once(2 * rounds)  # code and files of the first time
         alone = [await once(number) for number in range(rounds)]
         async with beside_streams(server.address):
-            await asyncio.sleep(6)
-            quiet = (time.perf_counter(), time.perf_counter() + 4)
-            await asyncio.sleep(4)
-            beside = []
-            for number in range(rounds, 2 * rounds):
-                beside.append(await once(number))
-                await asyncio.sleep(0.25)
+            await asyncio.sleep(8)
+            beside = [await once(number) for number in range(rounds, 2 * rounds)]
     times = server.times()
-    step = statistics.median(gaps(times, [quiet]))
-    for name, spans in {"alone": alone, f"beside {STREAMS} streams": beside}.items():
-        took = sorted((end - start) * 1000 for start, end in spans)
+    for name, loads in {"alone": alone, f"beside {STREAMS} streams": beside}.items():
+        took = sorted((each.answered - each.started) * 1000 for each in loads)
         print(f"{name}: median {statistics.median(took):.0f} ms, most {took[-1]:.0f} ms, {len(took)} loads")
-    print(f"a step: {step * 1000:.1f} ms")
-    took = statistics.median(end - start for start, end in beside)
-    idle = [(start, start + took) for start in np.arange(quiet[0], quiet[1] - took, took)]
-    for name, windows in {"as long without one": idle, "a load": beside}.items():
-        longest = [max(gaps(times, [window])) / step for window in windows]
-        print(f"longest gap in {name}: median {statistics.median(longest):.2f} steps, most {max(longest):.2f} steps")
-    plot(times, quiet, beside, step)
+    print(f"a step: {1000 * statistics.median(normal_step(times, each) for each in beside):.1f} ms")
+    windows = {
+        "load": [(each.started, each.answered) for each in beside],
+        "unload": [(each.leaves, each.left) for each in beside],
+        "rest as long as a load": [(each.left + RECOVER_S, each.left + REST_S) for each in beside],
+    }
+    for name, spans in windows.items():
+        longest = [
+            max(gaps(times, [span])) / normal_step(times, each) for span, each in zip(spans, beside, strict=True)
+        ]
+        print(f"longest gap in a {name}: median {statistics.median(longest):.2f} steps, most {max(longest):.2f} steps")
+    plot(times, beside)
 
 
-def plot(
-    times: Sequence[Sequence[float]], quiet: tuple[float, float], loads: Sequence[tuple[float, float]], step: float
-) -> None:
+def normal_step(times: Sequence[Sequence[float]], load: Load) -> float:
+    """The median gap in the rests around an adapter's unload: others' work moves a machine's speed within seconds."""
+    rests = [(load.answered + RECOVER_S, load.leaves), (load.left + RECOVER_S, load.left + REST_S)]
+    return statistics.median(gaps(times, rests))
+
+
+def plot(times: Sequence[Sequence[float]], loads: Sequence[Load]) -> None:
     """The gaps over time, with the loads behind them."""
     import matplotlib as mpl
 
@@ -220,17 +240,20 @@ def plot(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 3.2), constrained_layout=True)
-    start = quiet[0]
+    start = loads[0].started - REST_S
+    step = statistics.median(normal_step(times, each) for each in loads)
     for each in times:
         points = [(after - start, (after - before) / step) for before, after in pairwise(each)]
         shown = [(at, gap) for at, gap in points if 0 <= at <= 12]
         axes.plot([at for at, _ in shown], [gap for _, gap in shown], ".", markersize=1.5, color="tab:blue")
-    for before, after in loads:
-        if before - start < 12:
-            axes.axvspan(before - start, after - start, color="tab:orange", alpha=0.35, linewidth=0)
+    for load in loads:
+        if load.left - start < 12:
+            axes.axvspan(load.started - start, load.answered - start, color="tab:orange", alpha=0.35, linewidth=0)
+            axes.axvspan(load.leaves - start, load.left - start, color="tab:gray", alpha=0.25, linewidth=0)
     axes.axhline(2, color="tab:red", linewidth=0.8)
     axes.set(xlabel="seconds", ylabel="gap in steps", ylim=(0, None), xlim=(0, 12))
-    axes.set_title(f"Gaps between tokens of {STREAMS} streams; loads of rank-{RANK} adapters in orange", fontsize=9)
+    title = f"Gaps between tokens of {STREAMS} streams; loads of rank-{RANK} adapters in orange, unloads in gray"
+    axes.set_title(title, fontsize=9)
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / "adapter_gaps.png", dpi=110)
 

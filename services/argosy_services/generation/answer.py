@@ -13,8 +13,8 @@ from argosy_services.tokenization.detokenizer import Detokenizer
 class ChoiceWriter:
     """Turns the engine's outputs for one choice into deltas.
 
-    `finished` is set with the last of them. After a stop string matched, further tokens are ignored: the answer does
-    not depend on how many the engine draws in a step.
+    `finished` is set with the last output. After a stop string matched, further tokens are ignored: the answer does not
+    depend on how many the engine draws in a step, nor on when it is told to stop.
     """
 
     def __init__(
@@ -26,19 +26,26 @@ class ChoiceWriter:
         self._detokenizer = detokenizer
         self._stops = StopMatcher(stops)
         self._stop_token_ids = stop_token_ids
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
 
-    def write(self, outputs: Sequence[StepOutput]) -> Delta:
-        """The delta that several outputs make together."""
-        text: list[str] = []
-        token_ids: list[int] = []
-        logprobs: list[TokenLogprobs] = []
-        for output in outputs:
-            if self.finished is None:
-                taken = self._read(output, text)
-                token_ids += output.token_ids[:taken]
-                logprobs += output.logprobs[:taken]
-        self.token_count += len(token_ids)
-        return Delta(self._index, "".join(text), tuple(token_ids), tuple(logprobs))
+    def read(self, output: StepOutput) -> None:
+        """Takes the next output."""
+        if self.finished is not None:
+            return
+        taken = self._read(output, self._text)
+        self._token_ids += output.token_ids[:taken]
+        self._logprobs += output.logprobs[:taken]
+        self.token_count += taken
+
+    def write(self) -> Delta:
+        """The delta that the outputs since the last one make together."""
+        delta = Delta(self._index, "".join(self._text), tuple(self._token_ids), tuple(self._logprobs))
+        self._text.clear()
+        self._token_ids.clear()
+        self._logprobs.clear()
+        return delta
 
     def _read(self, output: StepOutput, text: list[str]) -> int:
         """Appends the output's text and returns how many of its tokens belong to the answer."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
+from typing import TypeAlias
 
 import structlog
 
@@ -83,6 +85,9 @@ class EngineBridge:
                 run.deliver(output, now)
 
 
+Watch: TypeAlias = Callable[[StepOutput], bool]
+
+
 class Run:
     """Some sequences of one request, read together by one consumer."""
 
@@ -96,6 +101,7 @@ class Run:
         self._timer: asyncio.TimerHandle | None = None
         self._inbox: list[StepOutput] = []
         self._running: set[str] = set()
+        self._watches: dict[str, Watch] = {}
         self._error: ArgosyError | None = None
         self._news = asyncio.Event()
 
@@ -114,8 +120,12 @@ class Run:
         if self._trace is not None:
             self._record(self._trace)
 
-    def submit(self, request: Request) -> None:
-        """Gives a sequence to the engine. Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED."""
+    def submit(self, request: Request, watch: Watch | None = None) -> None:
+        """Gives a sequence to the engine. `watch` is shown each output when it comes, however long the consumer has to
+        wait, and tells whether the sequence ends with it: it is then freed at once, as finished by a stop.
+
+        Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED.
+        """
         if self._error is not None:
             raise self._error
         now = time.monotonic()
@@ -125,6 +135,8 @@ class Run:
         self._bridge.register(request, self)
         self._running.add(request.id)
         self.progress[request.id] = progress
+        if watch is not None:
+            self._watches[request.id] = watch
 
     def cancel(self, request_id: str, finish: Finish | None = None) -> None:
         """Ends one sequence: the engine frees it before its next step, and no output of it follows. `finish` says how
@@ -155,6 +167,9 @@ class Run:
             self.fail(output.error or _engine_failed())
             return
         self._inbox.append(output)
+        watch = self._watches.get(output.request_id)
+        if watch is not None and watch(output):
+            self.cancel(output.request_id, Finish.STOP)
         self._tell(time.monotonic())
 
     async def next(self) -> list[StepOutput]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from argosy_services import tracing
 from argosy_services.engine.base import Finish, SequenceRunner, StepOutput
@@ -114,16 +115,18 @@ class GenerationService:
             async with until(deadline):
                 job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id), tenant)
             account.planned(job.tokenization_s, job.grammar_check_s)
-            # What may end by a stop string is looked at at once: the engine would go on behind its end.
-            run = self._bridges[served.local.name].run(deadline, None if spec.options.stop else self._pace)
+            run = self._bridges[served.local.name].run(deadline, self._pace)
             async with self._lease(spec.adapter, spec.adapter_sticky_key, run, account) as lease:
                 with run:
                     account.follows(run.progress, job.prompt_tokens)
                     for request in job.requests:
-                        run.submit(replace(request, adapter=lease and lease.key))
+                        # The engine would go on behind a stop string until its reader is told of it.
+                        watch = partial(_ends, job.writers[request.id]) if spec.options.stop else None
+                        run.submit(replace(request, adapter=lease and lease.key), watch)
                     yield Started(_origin(request_id, served, lease), job.prompt_tokens)
-                    while any(writer.finished is None for writer in job.writers.values()):
-                        for event in _advance(await run.next(), job.writers, run):
+                    writing = dict(job.writers)
+                    while writing:
+                        for event in _advance(await run.next(), writing, run, read=not spec.options.stop):
                             with account.sending():
                                 yield event
             progress = run.progress.values()
@@ -233,16 +236,23 @@ class GenerationService:
             yield lease
 
 
-def _advance(outputs: Sequence[StepOutput], writers: dict[str, ChoiceWriter], run: Run) -> list[Event]:
-    """Writes on every choice that has news, and frees the sequences of those that a stop string ended."""
-    news: dict[str, list[StepOutput]] = {}
-    for output in outputs:
-        news.setdefault(output.request_id, []).append(output)
+def _ends(writer: ChoiceWriter, output: StepOutput) -> bool:
+    """Shows a choice its next output, and tells whether it is complete with it."""
+    writer.read(output)
+    return writer.finished is not None
+
+
+def _advance(outputs: Sequence[StepOutput], writing: dict[str, ChoiceWriter], run: Run, *, read: bool) -> list[Event]:
+    """Writes on every choice that has news, which it still has to `read` or not, and ends those that are complete."""
+    news = {output.request_id: writing[output.request_id] for output in outputs if output.request_id in writing}
+    if read:
+        for output in outputs:
+            news[output.request_id].read(output)
     events: list[Event] = []
-    for request_id, own in news.items():
-        writer = writers[request_id]
-        events.append(writer.write(own))
+    for request_id, writer in news.items():
+        events.append(writer.write())
         if writer.finished is not None:
+            del writing[request_id]
             run.cancel(request_id, Finish.STOP)
             events.append(writer.finished)
     return events

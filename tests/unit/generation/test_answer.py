@@ -33,7 +33,8 @@ def write_all(writer: ChoiceWriter, outputs: list[StepOutput]) -> tuple[str, lis
     """Text and tokens of all deltas; checks on the way that log-probabilities belong to their tokens."""
     text, token_ids = "", []
     for output in outputs:
-        delta = writer.write([output])
+        writer.read(output)
+        delta = writer.write()
         assert [entry.token_id for entry in delta.logprobs] == list(delta.token_ids)
         assert "\ufffd" not in delta.text
         text += delta.text
@@ -54,7 +55,11 @@ def test_text_is_whole_whatever_the_tokens_are(tokenizer: Tokenizer, text: str) 
 def test_half_a_character_shows_only_at_the_end(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ok 🧿")[:-1]
     writer = ChoiceWriter(0, tokenizer.detokenizer(), (), frozenset({EOS}))
-    *before, last = [writer.write([output]).text for output in steps(ids, list(range(len(ids))), Finish.LENGTH)]
+    texts = []
+    for output in steps(ids, list(range(len(ids))), Finish.LENGTH):
+        writer.read(output)
+        texts.append(writer.write().text)
+    *before, last = texts
     assert "".join(before) == "ok" + " " * ("".join(before).endswith(" "))
     assert last.endswith("\ufffd")
     assert writer.finished == ChoiceFinished(0, FinishReason.LENGTH)

@@ -116,6 +116,22 @@ async def test_streams_together_send_no_more_than_they_may() -> None:
     assert pace.interval_s == 0.001
 
 
+async def test_what_its_watch_ends_is_freed_before_its_reader_hears_of_it() -> None:
+    engine, bridge = make(step_s=0.01)
+    bridge.start()
+    with bridge.run(pace=Pace(0.5)) as run:
+        run.submit(request("watched", *range(60)), lambda output: 3 in output.token_ids)
+        run.submit(request("free", *range(60)))
+        seen = await run.next()
+        while not any(output.finish for output in seen):
+            seen += await run.next()
+    bridge.close()
+    tokens = [token for output in seen if output.request_id == "watched" for token in output.token_ids]
+    assert tokens == [0, 1, 2, 3]
+    assert engine.cancelled == ["watched"]
+    assert [token for output in seen if output.request_id == "free" for token in output.token_ids] == list(range(60))
+
+
 async def test_a_stream_that_is_left_counts_no_more() -> None:
     pace = Pace(0.001, 100)
     _, bridge = make(step_s=0.01)
