@@ -30,17 +30,17 @@ class ChoiceWriter:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
 
-    def read(self, output: StepOutput) -> None:
-        """Takes the next output."""
-        if self.finished is not None:
-            return
-        taken = self._read(output, self._text)
-        self._token_ids += output.token_ids[:taken]
-        self._logprobs += output.logprobs[:taken]
-        self.token_count += taken
+    def read(self, output: StepOutput) -> bool:
+        """Takes the next output; gives whether the choice is complete."""
+        if self.finished is None:
+            taken = self._read(output, self._text)
+            self._token_ids += output.token_ids[:taken]
+            self._logprobs += output.logprobs[:taken]
+            self.token_count += taken
+        return self.finished is not None
 
     def write(self) -> Delta:
-        """The delta that the outputs since the last one make together."""
+        """The delta that the outputs make together which were read since the last one."""
         delta = Delta(self._index, "".join(self._text), tuple(self._token_ids), tuple(self._logprobs))
         self._text.clear()
         self._token_ids.clear()

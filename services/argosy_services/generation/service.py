@@ -8,10 +8,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from argosy_services import tracing
-from argosy_services.engine.base import Finish, SequenceRunner, StepOutput
+from argosy_services.engine.base import SequenceRunner, StepOutput
 from argosy_services.errors import model_not_found, request_not_found, tokenizer_mismatch
 from argosy_services.generation import scoring
 from argosy_services.generation.account import Account, Ledger
@@ -43,6 +42,9 @@ from argosy_services.leases import AdapterLeases, Lease, adapter_left
 from argosy_services.models.types import LocalModel
 from argosy_services.tokenization.backend import Tokenizer
 
+# How often a whole answer is looked after while it grows: nobody waits for less than all of it.
+_COLLECT_S = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -68,7 +70,7 @@ class GenerationService:
         """The first of `models` answers requests that name none. `pace` is that of all streams together, `peers` are
         asked to explain requests that were not answered here, of which the last `explain_requests` are kept.
         """
-        self._pace = pace
+        self._pace = pace or Pace()
         self._models = {served.local.name: served for served in models}
         self._bridges = {name: EngineBridge(served.engine, name) for name, served in self._models.items()}
         self._default = models[0].local.name
@@ -102,7 +104,7 @@ class GenerationService:
             is_default=served.local.name == self._default,
         )
 
-    async def stream(
+    def stream(
         self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
     ) -> AsyncGenerator[Event, None]:
         """Generates for a tenant; the first event is Started, the last one Finished.
@@ -110,23 +112,26 @@ class GenerationService:
         However the iterator ends, by its last event, an error, cancellation, `deadline` (a time of `time.monotonic()`)
         or because it is closed, nothing of the request stays in the engine and its adapter's lease is given back.
         """
+        return self._events(spec, self._pace, request_id, deadline, tenant)
+
+    async def _events(
+        self, spec: GenerationSpec, pace: Pace, request_id: str, deadline: float | None, tenant: str
+    ) -> AsyncGenerator[Event, None]:
         served = self._served(spec.model, spec.tokenizer_fingerprint)
         with self._ledger.account(request_id, tenant, served.local.name, spec.adapter, spec.priority) as account:
             async with until(deadline):
                 job = await plan(spec, served.engine, served.tokenizer, self._sequence_id(request_id), tenant)
             account.planned(job.tokenization_s, job.grammar_check_s)
-            run = self._bridges[served.local.name].run(deadline, self._pace)
+            run = self._bridges[served.local.name].run(deadline, pace)
             async with self._lease(spec.adapter, spec.adapter_sticky_key, run, account) as lease:
                 with run:
                     account.follows(run.progress, job.prompt_tokens)
                     for request in job.requests:
-                        # The engine would go on behind a stop string until its reader is told of it.
-                        watch = partial(_ends, job.writers[request.id]) if spec.options.stop else None
-                        run.submit(replace(request, adapter=lease and lease.key), watch)
+                        run.submit(replace(request, adapter=lease and lease.key), job.writers[request.id].read)
                     yield Started(_origin(request_id, served, lease), job.prompt_tokens)
                     writing = dict(job.writers)
                     while writing:
-                        for event in _advance(await run.next(), writing, run, read=not spec.options.stop):
+                        for event in _advance(await run.next(), writing):
                             with account.sending():
                                 yield event
             progress = run.progress.values()
@@ -145,7 +150,7 @@ class GenerationService:
         self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
     ) -> Generation:
         """Generates and returns the whole answer. Raises what `stream` raises."""
-        async with aclosing(self.stream(spec, request_id=request_id, deadline=deadline, tenant=tenant)) as events:
+        async with aclosing(self._events(spec, Pace(_COLLECT_S), request_id, deadline, tenant)) as events:
             return await collect(events)
 
     async def score(
@@ -236,25 +241,15 @@ class GenerationService:
             yield lease
 
 
-def _ends(writer: ChoiceWriter, output: StepOutput) -> bool:
-    """Shows a choice its next output, and tells whether it is complete with it."""
-    writer.read(output)
-    return writer.finished is not None
-
-
-def _advance(outputs: Sequence[StepOutput], writing: dict[str, ChoiceWriter], run: Run, *, read: bool) -> list[Event]:
-    """Writes on every choice that has news, which it still has to `read` or not, and ends those that are complete."""
-    news = {output.request_id: writing[output.request_id] for output in outputs if output.request_id in writing}
-    if read:
-        for output in outputs:
-            news[output.request_id].read(output)
+def _advance(outputs: Sequence[StepOutput], writing: dict[str, ChoiceWriter]) -> list[Event]:
+    """What is new of every choice, and the ends of those that are complete, which are taken out of `writing`."""
     events: list[Event] = []
-    for request_id, writer in news.items():
+    for request_id in dict.fromkeys(output.request_id for output in outputs):
+        writer = writing[request_id]
         events.append(writer.write())
         if writer.finished is not None:
-            del writing[request_id]
-            run.cancel(request_id, Finish.STOP)
             events.append(writer.finished)
+            del writing[request_id]
     return events
 
 
