@@ -13,6 +13,7 @@ import pytest
 
 from argosy_services.engine.base import Grammar, GrammarKind
 from argosy_services.errors import ArgosyError, Reason
+from argosy_services.generation.pace import Pace
 from argosy_services.generation.service import GenerationService
 from argosy_services.generation.structure import grammar_of
 from argosy_services.generation.types import (
@@ -119,6 +120,21 @@ async def test_a_stop_string_frees_the_engine_before_the_client_reads_on(stage: 
             assert len(stage.engine.cancelled) == stopped
     assert stopped
     assert text == "Thought: done. "
+
+
+async def test_whole_answers_do_not_slow_streams_down(stage: Stage) -> None:
+    pace = Pace(0.001, 100)
+    stage.service._pace = pace
+    stage.engine.step_s = 0.005
+    stage.says("and so on " * 20)
+    whole = asyncio.create_task(stage.service.generate(replace(SPEC, options=Options(n=4)), request_id="whole"))
+    await eventually(lambda: len(stage.engine.running) == 4)
+    intervals = [
+        pace.interval_s async for event in stage.service.stream(SPEC, request_id="r") if isinstance(event, Delta)
+    ]
+    assert set(intervals[:-1]) == {0.01}
+    assert len((await whole).choices) == 4
+    assert pace.interval_s == 0.001
 
 
 async def test_max_tokens_ends_with_length(stage: Stage) -> None:
