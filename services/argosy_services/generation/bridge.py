@@ -179,6 +179,9 @@ class Run:
         given.
         """
         await self._news.wait()
+        while not self._inbox and self._error is None:  # A tick that comes late is for news which were taken before it.
+            self._news.clear()
+            await self._news.wait()
         self._news.clear()
         if self._error is not None:
             if not self._inbox:

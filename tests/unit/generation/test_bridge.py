@@ -91,6 +91,22 @@ async def test_news_of_all_runs_come_at_the_same_ticks() -> None:
             assert moment % interval_s < 0.1
 
 
+async def test_a_tick_without_news_wakes_nobody() -> None:
+    engine, bridge = make()
+    bridge.start()
+    engine.going.clear()
+    pace = Pace(0.01)
+    with bridge.run(pace=pace) as run:
+        run.submit(request("a", 1, 2, 3))
+        pace.set_at_tick(run._news, time.monotonic())
+        reading = asyncio.create_task(run.next())
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+        engine.going.set()
+        assert await reading
+    bridge.close()
+
+
 async def test_streams_together_send_no_more_than_they_may() -> None:
     streams, steps, step_s, per_second = 10, 60, 0.01, 100
     pace = Pace(0.001, per_second)
