@@ -102,7 +102,7 @@ class Run:
         self._inbox: list[StepOutput] = []
         self._running: set[str] = set()
         self._watches: dict[str, Watch] = {}
-        self._error: ArgosyError | None = None
+        self._error: Exception | None = None
         self._news = asyncio.Event()
 
     def __enter__(self) -> Run:
@@ -122,7 +122,8 @@ class Run:
 
     def submit(self, request: Request, watch: Watch | None = None) -> None:
         """Gives a sequence to the engine. `watch` is shown each output when it comes, however long the consumer has to
-        wait, and tells whether the sequence ends with it: it is then freed at once, as finished by a stop.
+        wait, and tells whether the sequence ends with it: it is then freed at once, as finished by a stop. What it
+        raises the consumer gets.
 
         Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED.
         """
@@ -146,7 +147,7 @@ class Run:
             self._bridge.cancel(request_id)
             self._end(request_id, finish)
 
-    def fail(self, error: ArgosyError) -> None:
+    def fail(self, error: Exception) -> None:
         """Ends the whole run: the engine is freed at once, and the consumer gets `error` after the outputs that are
         there already.
         """
@@ -167,9 +168,13 @@ class Run:
             self.fail(output.error or _engine_failed())
             return
         self._inbox.append(output)
-        watch = self._watches.get(output.request_id)
-        if watch is not None and watch(output):
-            self.cancel(output.request_id, Finish.STOP)
+        try:
+            watch = self._watches.get(output.request_id)
+            if watch is not None and watch(output):
+                self.cancel(output.request_id, Finish.STOP)
+        except Exception as fault:  # The consumer's own: others have outputs in this step too.
+            self.fail(fault)
+            return
         self._tell(time.monotonic())
 
     async def next(self) -> list[StepOutput]:

@@ -148,6 +148,28 @@ async def test_what_its_watch_ends_is_freed_before_its_reader_hears_of_it() -> N
     assert [token for output in seen if output.request_id == "free" for token in output.token_ids] == list(range(60))
 
 
+async def test_a_watch_that_fails_fails_its_own_run() -> None:
+    engine, bridge = make(step_s=0.05)
+    bridge.start()
+    engine.going.clear()
+
+    def broken(output: StepOutput) -> bool:
+        raise LookupError("no such token")
+
+    with bridge.run() as run, bridge.run() as other:
+        run.submit(request("broken", 1, 2, 3), broken)
+        other.submit(request("whole", 1, 2, 3))
+        engine.going.set()
+        with pytest.raises(LookupError):
+            await read_for_ever(run)
+        tokens = [token for output in await other.next() for token in output.token_ids]
+        while len(tokens) < 3:
+            tokens += [token for output in await other.next() for token in output.token_ids]
+    bridge.close()
+    assert tokens == [1, 2, 3]
+    assert engine.cancelled == ["broken"]
+
+
 async def test_a_stream_that_is_left_counts_no_more() -> None:
     pace = Pace(0.001, 100)
     _, bridge = make(step_s=0.01)
