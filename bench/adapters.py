@@ -212,18 +212,18 @@ async def load(rounds: int, root: Path) -> None:
     for name, loads in {"alone": alone, f"beside {STREAMS} streams": beside}.items():
         took = sorted((each.answered - each.started) * 1000 for each in loads)
         print(f"{name}: median {statistics.median(took):.0f} ms, most {took[-1]:.0f} ms, {len(took)} loads")
-    print(f"a step: {1000 * statistics.median(normal_step(times, each) for each in beside):.1f} ms")
+    steps = [normal_step(times, each) for each in beside]
+    print(f"a step: {1000 * statistics.median(steps):.1f} ms")
+    took = statistics.median(each.answered - each.started for each in beside)
     windows = {
-        "load": [(each.started, each.answered) for each in beside],
-        "unload": [(each.leaves, each.left) for each in beside],
-        "rest as long as a load": [(each.left + RECOVER_S, each.left + REST_S) for each in beside],
+        "a load": [(each.started, each.answered) for each in beside],
+        "an unload": [(each.leaves, each.left) for each in beside],
+        "as long as a load without one": [(each.left + RECOVER_S, each.left + RECOVER_S + took) for each in beside],
     }
     for name, spans in windows.items():
-        longest = [
-            max(gaps(times, [span])) / normal_step(times, each) for span, each in zip(spans, beside, strict=True)
-        ]
-        print(f"longest gap in a {name}: median {statistics.median(longest):.2f} steps, most {max(longest):.2f} steps")
-    plot(times, beside)
+        longest = [max(gaps(times, [span])) / step for span, step in zip(spans, steps, strict=True)]
+        print(f"longest gap in {name}: median {statistics.median(longest):.2f} steps, most {max(longest):.2f} steps")
+    plot(times, beside, statistics.median(steps))
 
 
 def normal_step(times: Sequence[Sequence[float]], load: Load) -> float:
@@ -232,7 +232,7 @@ def normal_step(times: Sequence[Sequence[float]], load: Load) -> float:
     return statistics.median(gaps(times, rests))
 
 
-def plot(times: Sequence[Sequence[float]], loads: Sequence[Load]) -> None:
+def plot(times: Sequence[Sequence[float]], loads: Sequence[Load], step: float) -> None:
     """The gaps over time, with the loads behind them."""
     import matplotlib as mpl
 
@@ -241,7 +241,6 @@ def plot(times: Sequence[Sequence[float]], loads: Sequence[Load]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 3.2), constrained_layout=True)
     start = loads[0].started - REST_S
-    step = statistics.median(normal_step(times, each) for each in loads)
     for each in times:
         points = [(after - start, (after - before) / step) for before, after in pairwise(each)]
         shown = [(at, gap) for at, gap in points if 0 <= at <= 12]
