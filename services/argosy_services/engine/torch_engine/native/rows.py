@@ -286,15 +286,22 @@ def largest_of(kind: ir.VectorType) -> int:
 
 
 def quantizing(body: Body, top: Value, largest: int) -> tuple[Value, Value]:
-    """The scale of numbers of which `top` is the largest, and what brings them to at most `largest`.
+    """The scale of numbers of which `top` is the largest, and what brings them to at most `largest`; for a float32, or
+    for each of a vector.
 
     Zeros, and numbers that no division can scale, have the scale 0 and become 0.
     """
     builder = body.builder
-    limit = ir.Constant(F32, float(largest))
-    some = builder.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
-    scale = builder.select(some, body.fdiv(top, limit), ir.Constant(F32, 0.0))
-    return scale, builder.select(some, body.fdiv(limit, top), ir.Constant(F32, 0.0))
+    limit, least, nothing = (_alike(top, value) for value in (largest, 1e-30, 0.0))
+    some = builder.fcmp_ordered(">", top, least)
+    scale = builder.select(some, body.fdiv(top, limit), nothing)
+    return scale, builder.select(some, body.fdiv(limit, top), nothing)
+
+
+def _alike(value: Value, number: float) -> Value:
+    """A number as a constant of a value's type."""
+    kind = value.type
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else float(number))
 
 
 # erf(x / sqrt 2) / x up to here, as a quotient of polynomials in the square of x, fitted for the least error: 1.4e-8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from argosy_services.engine.torch_engine.native.compile import Machine, compiled
 from argosy_services.engine.torch_engine.native.emit import (
+    F32,
     F32X,
     I8X,
     I16X,
@@ -35,6 +36,10 @@ LARGEST = {"int8": 127, "int16": 1023}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _WIDTHS = {"int8": 1, "int16": 2, "bfloat16": 2, "float32": 4}
 _KINDS = {"float32": F32X, "bfloat16": I16X}
+# What two vectors of eight exchange: the lower and the upper numbers of each half, one, two or four at a time.
+_SINGLES = ((0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15))
+_PAIRS = ((0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))
+_HALVES = ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
 
 
 class MatrixWriter:
@@ -74,10 +79,11 @@ def emit_write(module: Module, form: Format, source: str) -> None:
     table, count = body.arguments
     with body.loop(0, count) as number:
         get = Matrix.reader(body, body.at(table, body.mul(number, 8 * len(Matrix.names))))
-        with body.loop(0, get("outputs")) as row:
-            if form.name in LARGEST:
-                _quantized(body, form, source, get, row)
-            else:
+        if form.name in LARGEST:
+            with body.loop(0, get("outputs"), LANES) as first:
+                _quantized(body, form, get, first, _KINDS[source])
+        else:
+            with body.loop(0, get("outputs")) as row:
                 _exact(body, form, get, row)
     body.end()
 
@@ -93,32 +99,92 @@ def _module(form: Format) -> Module:
     return module
 
 
-def _quantized(body: Body, form: Format, source: str, get: Reader, row: Value) -> None:
-    name, size, kind = form.name, get("size"), _KINDS[source]
-    width = bytes_of(kind.element)
-    values = body.at(get.pointer("matrix"), body.mul(row, body.mul(size, width)))
+def _quantized(body: Body, form: Format, get: Reader, first: Value, kind: ir.VectorType) -> None:
+    """Writes sixteen outputs, which lie side by side; those that are not there become zeros."""
+    count, scratch = body.min(body.sub(get("outputs"), first), LANES), body.scratch(64 * LANES)
+
+    def begin(lane: Value) -> Value:
+        row = body.add(first, body.min(lane, body.sub(count, 1)))
+        return body.at(get.pointer("matrix"), body.mul(row, body.mul(get("size"), bytes_of(kind.element))))
+
+    with body.loop(0, LANES) as lane:
+        body.store(_largest(body, begin(lane), get("size"), kind), scratch, body.mul(lane, 64))
+    tops = _tops(body, [body.load(F32X, scratch, 64 * lane) for lane in range(LANES)])
+    scales, factors = quantizing(body, tops, LARGEST[form.name])
+    body.store(scales, scratch)
+    with body.loop(0, count) as lane:
+        scale = body.load(F32, scratch, body.mul(lane, 4))
+        body.store(scale, get.pointer("scales"), body.mul(body.add(first, lane), 4))
+    body.store(body.builder.select(body.below(count), factors, body.number(0.0)), scratch)
+    rows = [begin(lane) for lane in range(LANES)]
+    lanes, step = _lane(body, form, get, first)
+    word = ir.VectorType(ir.IntType(8 * _WIDTHS[form.name] * form.together), LANES // 2)
+
+    def store(index: Value, left: Value | None) -> None:
+        words = []
+        for lane, row in enumerate(rows):
+            factor = body.splat(body.load(F32, scratch, 4 * lane))
+            value = body.fmul(_numbers(body, row, kind, index, left), factor)
+            words.append(_words(body, form, body.to_int(body.nearest(value))))
+        line = body.mul(body.div(index, form.together), step)
+        for number, halves in enumerate(_columns(body, words)):
+            for half, value in enumerate(halves):
+                place = body.add(line, body.mul(step, number), half * word.count * bytes_of(word.element))
+                body.store(body.builder.trunc(value, word) if word.element != I32 else value, lanes, place)
+
+    _each(body, get("size"), store)
+
+
+def _largest(body: Body, row: Value, size: Value, kind: ir.VectorType) -> Value:
+    """The largest magnitudes of every sixteenth number of a row."""
     largest = body.cell(F32X, body.number(0.0))
 
-    def compare(value: Value, _: Value) -> None:
-        largest.set(body.larger(body.absolute(value), largest.get()))
+    def compare(index: Value, left: Value | None) -> None:
+        largest.set(body.larger(body.absolute(_numbers(body, row, kind, index, left)), largest.get()))
 
-    _each(body, values, size, kind, compare)
-    scale, inverse = quantizing(body, body.top(largest.get()), LARGEST[name])
-    body.store(scale, get.pointer("scales"), body.mul(row, 4))
-    factor, (lane, step) = body.splat(inverse), _lane(body, form, get, row)
-    words_kind = ir.VectorType(ir.IntType(8 * _WIDTHS[name] * form.together), LANES // form.together)
+    _each(body, size, compare)
+    return largest.get()
 
-    def store(value: Value, index: Value) -> None:
-        whole = body.to_int(body.nearest(body.fmul(value, factor)))
-        if name == "int8":
-            whole = body.builder.add(whole, body.whole(128))
-        narrow = body.builder.trunc(whole, I8X if name == "int8" else I16X)
-        words = body.builder.bitcast(narrow, words_kind)
-        for number in range(words_kind.count):
-            word = body.builder.extract_element(words, ir.Constant(I32, number))
-            body.store(word, lane, body.mul(body.add(body.div(index, form.together), number), step))
 
-    _each(body, values, size, kind, store)
+def _tops(body: Body, rows: Sequence[Value]) -> Value:
+    """The largest lane of each of sixteen vectors."""
+    floats, words = (ir.VectorType(element, LANES // 2) for element in (F32, I32))
+    narrow = [body.builder.bitcast(body.larger(*body.halves(row)), words) for row in rows]
+    first, second = (
+        functools.reduce(body.larger, [body.builder.bitcast(column, floats) for column in _turned(body, some)])
+        for some in (narrow[: LANES // 2], narrow[LANES // 2 :])
+    )
+    return _shuffled(body, first, second, range(LANES))
+
+
+def _words(body: Body, form: Format, whole: Value) -> Value:
+    """Sixteen whole numbers of an output, neighbours together in int32s."""
+    if form.name == "int8":
+        whole = body.builder.add(whole, body.whole(128))
+    narrow = body.builder.trunc(whole, I8X if form.name == "int8" else I16X)
+    bits, words = 8 * _WIDTHS[form.name] * form.together, LANES // form.together
+    joined = body.builder.bitcast(narrow, ir.VectorType(ir.IntType(bits), words))
+    return joined if bits == I32.width else body.builder.zext(joined, ir.VectorType(I32, words))
+
+
+def _columns(body: Body, rows: Sequence[Value]) -> list[tuple[Value, Value]]:
+    """The columns of sixteen rows of four or eight int32s: of the first eight rows, and of the others."""
+    upper, lower = rows[:8], rows[8:]
+    if rows[0].type.count == 8:
+        return list(zip(_turned(body, upper), _turned(body, lower), strict=True))
+    turned = _turned(body, [_shuffled(body, *both, range(8)) for both in zip(upper, lower, strict=True)])
+    return list(zip(turned[:4], turned[4:], strict=True))
+
+
+def _turned(body: Body, rows: Sequence[Value]) -> list[Value]:
+    """Eight rows of eight int32s, transposed: each exchange is one instruction of AVX2."""
+    twos = [_shuffled(body, rows[at], rows[at + 1], places) for at in (0, 2, 4, 6) for places in _SINGLES]
+    fours = [_shuffled(body, twos[at], twos[at + 2], places) for at in (0, 1, 4, 5) for places in _PAIRS]
+    return [_shuffled(body, fours[at], fours[at + 4], places) for places in _HALVES for at in range(4)]
+
+
+def _shuffled(body: Body, first: Value, second: Value, places: Sequence[int]) -> Value:
+    return body.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
 
 
 def _exact(body: Body, form: Format, get: Reader, row: Value) -> None:
@@ -142,19 +208,22 @@ def _lane(body: Body, form: Format, get: Reader, row: Value) -> tuple[Value, Val
     return body.at(get.pointer("out"), body.add(stream, place)), step
 
 
-def _each(body: Body, values: Value, size: Value, kind: ir.VectorType, do: Callable[[Value, Value], None]) -> None:
-    """Does something with every sixteen numbers of a row, as float32, and their index; what is beyond the row is 0."""
-    width = bytes_of(kind.element)
-
-    def wide(value: Value) -> Value:
-        return value if kind is F32X else from_bfloat(body, value)
-
+def _each(body: Body, size: Value, do: Callable[[Value, Value | None], None]) -> None:
+    """Does something at every sixteenth number of a row; for the last time with how many are left, if it is fewer."""
     whole = body.mul(body.div(size, LANES), LANES)
     with body.loop(0, whole, LANES) as index:
-        do(wide(body.load(kind, values, body.mul(index, width))), index)
+        do(index, None)
     with body.when(body.less(whole, size)):
-        inside = body.below(body.sub(size, whole))
+        do(whole, body.sub(size, whole))
+
+
+def _numbers(body: Body, row: Value, kind: ir.VectorType, index: Value, left: Value | None) -> Value:
+    """Sixteen numbers of a row as float32, or `left` of them and zeros."""
+    at = body.at(row, body.mul(index, bytes_of(kind.element)))
+    if left is None:
+        value = body.load(kind, at)
+    else:
         nothing = ir.Constant(kind, [0.0 if kind is F32X else 0] * LANES)
-        at = body.at(values, body.mul(whole, width))
         name = f"llvm.masked.load.v{LANES}{'f32' if kind is F32X else 'i16'}.p0"
-        do(wide(body.call(name, kind, at, ir.Constant(I32, width), inside, nothing)), whole)
+        value = body.call(name, kind, at, ir.Constant(I32, bytes_of(kind.element)), body.below(left), nothing)
+    return value if kind is F32X else from_bfloat(body, value)
