@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from argosy_services.engine.torch_engine.lora.reader import LoraWeights, read_peft_adapter
 from argosy_services.errors import ArgosyError, Reason
@@ -221,6 +221,22 @@ def test_tensors_that_do_not_belong_are_refused(
     error = refusal(read, write_adapter(tensors=tensors))
     assert error.reason is Reason.ADAPTER_INVALID
     assert said in error.message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", [A, B])
+def test_one_bad_number_is_found_in_every_type(
+    write_adapter: Any, read: Read, name: str, dtype: torch.dtype, bad: float
+) -> None:
+    directory = write_adapter()
+    file = directory / "adapter_model.safetensors"
+    tensors = {each: tensor.to(dtype) for each, tensor in load_file(file).items()}
+    save_file(tensors, file)
+    assert read(directory).rank == 2
+    tensors[name][1, 1] = bad
+    save_file(tensors, file)
+    assert f"lora_{'A' if name == A else 'B'} is not finite" in refusal(read, directory).message
 
 
 def test_a_value_beyond_the_type_of_the_engine_is_refused(write_adapter: Any, read: Read) -> None:

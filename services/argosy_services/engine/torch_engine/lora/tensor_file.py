@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeGuard
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _MAX_HEADER_BYTES = 4 << 20
 _MAX_DIMENSIONS = 8
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BITS = {"F32": np.dtype(np.uint32), "F16": np.dtype(np.uint16), "BF16": np.dtype(np.uint16)}
+# Numbers that are looked at together: they stay in a processor's cache.
+_PIECE = 1 << 17
 
 
 class TensorFileError(ValueError):
@@ -58,6 +63,25 @@ def load_alike(tensors: Sequence[StoredTensor], data: bytearray) -> torch.Tensor
     for place, start in enumerate(starts):
         raw[place * size : (place + 1) * size] = given[start : start + size]
     return torch.frombuffer(raw, dtype=dtype).reshape(len(tensors), *first.shape)
+
+
+def largest_magnitude(tensors: Collection[StoredTensor], data: bytearray) -> float:
+    """The largest absolute value in a file of `read_header`; infinity where one is not finite, or where its tensors
+    have several types or one that has more than 32 bits.
+
+    The bits of floats without their sign have the order of what they stand for, infinity and NaN the last of all.
+    """
+    kinds = {tensor.dtype for tensor in tensors}
+    bits = _BITS.get(kinds.pop()) if len(kinds) == 1 else None
+    first = min(tensor.start for tensor in tensors)
+    if bits is None or first % bits.itemsize:
+        return math.inf
+    numbers: NDArray[np.unsignedinteger] = np.frombuffer(data, bits, offset=first)
+    without_sign = np.iinfo(bits).max >> 1
+    pieces = (numbers[start : start + _PIECE] for start in range(0, len(numbers), _PIECE))
+    largest = np.array([max((piece & without_sign).max() for piece in pieces)], bits)
+    value = torch.from_numpy(largest).view(_DTYPES[next(iter(tensors)).dtype]).item()
+    return value if math.isfinite(value) else math.inf
 
 
 def read_header(data: bytes | bytearray) -> Mapping[str, StoredTensor]:
