@@ -71,8 +71,8 @@ def largest_magnitude(tensors: Collection[StoredTensor], data: bytearray) -> flo
 
     The bits of floats without their sign have the order of what they stand for, infinity and NaN the last of all.
     """
-    kinds = {tensor.dtype for tensor in tensors}
-    bits = _BITS.get(kinds.pop()) if len(kinds) == 1 else None
+    kind, *others = {tensor.dtype for tensor in tensors}
+    bits = None if others else _BITS.get(kind)
     first = min(tensor.start for tensor in tensors)
     if bits is None or first % bits.itemsize:
         return math.inf
@@ -80,7 +80,7 @@ def largest_magnitude(tensors: Collection[StoredTensor], data: bytearray) -> flo
     without_sign = np.iinfo(bits).max >> 1
     pieces = (numbers[start : start + _PIECE] for start in range(0, len(numbers), _PIECE))
     largest = np.array([max((piece & without_sign).max() for piece in pieces)], bits)
-    value = torch.from_numpy(largest).view(_DTYPES[next(iter(tensors)).dtype]).item()
+    value = torch.from_numpy(largest).view(_DTYPES[kind]).item()
     return value if math.isfinite(value) else math.inf
 
 
