@@ -1,8 +1,9 @@
 """Runs lists of operations on several threads, without Python between them.
 
 A list is one entry for each operation: a kernel, its arguments, and where the step says how many tasks it has. Threads
-take tasks one by one, so that one which the system holds up slows nobody more than its own task does, and meet after
-each operation. Between lists they sleep in the kernel.
+take tasks one by one, and an operation is over when its tasks are done, whoever did them: a thread whose core the
+system has given to something else holds the others up for the task that it had begun, and for no operation that it has
+not reached. Between lists threads sleep in the kernel.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from argosy_services.engine.torch_engine.native.compile import Machine
 from argosy_services.engine.torch_engine.native.emit import I32, I64, PTR, VOID, Body, Module, Value
 
-# What the threads share, each on a cache line of its own.
-_GENERATION, _ARRIVED, _ASLEEP, _BASE, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = range(0, 640, 64)
-_SHARED_BYTES = 640
+# What the threads share, each on a cache line of its own. `_DONE` counts tasks and `_LEFT` followers that are through
+# with a list, both since the start.
+_GENERATION, _DONE, _LEFT, _ASLEEP, _BASE, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = range(0, 704, 64)
+_SHARED_BYTES = 704
 _OPERATION_BYTES = 24
 # Looks at a meeting point before a thread goes to sleep: some 20 microseconds.
 _LOOKS = 1_000
@@ -33,12 +35,15 @@ def emit_workers(module: Module) -> None:
     _emit_work(module)
     lead = Body(module, "lead", [PTR])
     shared = lead.arguments[0]
-    lead.store(lead.load(I64, shared, _ARRIVED), shared, _BASE)
-    lead.builder.atomic_rmw("add", lead.at(shared, _GENERATION), ir.Constant(I32, 1), "seq_cst")
+    lead.store(lead.load(I64, shared, _DONE), shared, _BASE)
     others = lead.sub(lead.load(I64, shared, _THREADS), 1)
+    wanted = lead.add(lead.load(I64, shared, _LEFT), others)
+    lead.builder.atomic_rmw("add", lead.at(shared, _GENERATION), ir.Constant(I32, 1), "seq_cst")
     with lead.when(lead.less(0, others)):
         _futex(lead, shared, _GENERATION, _FUTEX_WAKE, others)
     lead.builder.call(module.globals["work"], [shared])
+    # Whoever is still on its way looks at the counters, which the next list sets back.
+    _await(lead, shared, _LEFT, wanted)
     lead.end()
 
     follow = Body(module, "follow", [PTR])
@@ -50,8 +55,11 @@ def emit_workers(module: Module) -> None:
             ready(follow.builder.icmp_signed("!=", now, seen.get()))
             _futex(follow, shared, _GENERATION, _FUTEX_WAIT, follow.builder.zext(seen.get(), I64))
         seen.set(follow.builder.add(seen.get(), ir.Constant(I32, 1)))
-        leave(follow.less(0, follow.load(I64, shared, _STOP)))
+        # Looked up first: once all are counted the next list, which may be the last, can begin.
+        stop = follow.load(I64, shared, _STOP)
         follow.builder.call(module.globals["work"], [shared])
+        _count(follow, shared, _LEFT, follow.int(1))
+        leave(follow.less(0, stop))
     follow.end()
 
 
@@ -61,27 +69,37 @@ def _emit_work(module: Module) -> None:
     builder = body.builder
     kernel = ir.FunctionType(VOID, [PTR, I64, PTR])
     operations, step, counters = (body.load(PTR, shared, place) for place in (_OPERATIONS, _STEP, _COUNTERS))
-    threads, base = body.load(I64, shared, _THREADS), body.load(I64, shared, _BASE)
+    wanted = body.cell(I64, body.load(I64, shared, _BASE))
+    mine = body.cell(I64)
     with body.loop(0, body.load(I64, shared, _COUNT)) as index:
         operation = body.at(operations, body.mul(index, _OPERATION_BYTES))
         function = body.load(kernel.as_pointer(), operation, 0)
         arguments = body.load(PTR, operation, 8)
         tasks = body.load(I64, step, body.mul(body.load(I64, operation, 16), 8))
         counter = body.at(counters, body.mul(index, 64))
+        mine.set(body.int(0))
         with body.forever() as leave:
             task = builder.atomic_rmw("add", counter, ir.Constant(I64, 1), "monotonic")
             leave(builder.icmp_signed(">=", task, tasks))
             builder.call(function, [arguments, task, step])
-        builder.atomic_rmw("add", body.at(shared, _ARRIVED), ir.Constant(I64, 1), "seq_cst")
-        asleep = builder.load_atomic(body.at(shared, _ASLEEP), "seq_cst", 8, typ=I64)
-        with body.when(body.less(0, asleep)):
-            _futex(body, shared, _ARRIVED, _FUTEX_WAKE, threads)
-        _meet(body, shared, body.add(base, body.mul(threads, body.add(index, 1))))
+            mine.set(body.add(mine.get(), 1))
+        wanted.set(body.add(wanted.get(), tasks))
+        with body.when(body.less(0, mine.get())):
+            _count(body, shared, _DONE, mine.get())
+        _await(body, shared, _DONE, wanted.get())
     body.end()
 
 
-def _meet(body: Body, shared: Value, wanted: Value) -> None:
-    """Waits until as many arrivals as `wanted` have been counted: awake for a moment, then asleep.
+def _count(body: Body, shared: Value, place: int, amount: Value) -> None:
+    """Adds to a number, and wakes those who sleep until it grows."""
+    body.builder.atomic_rmw("add", body.at(shared, place), amount, "seq_cst")
+    asleep = body.builder.load_atomic(body.at(shared, _ASLEEP), "seq_cst", 8, typ=I64)
+    with body.when(body.less(0, asleep)):
+        _futex(body, shared, place, _FUTEX_WAKE, body.load(I64, shared, _THREADS))
+
+
+def _await(body: Body, shared: Value, place: int, wanted: Value) -> None:
+    """Waits until a number is as large as `wanted`: awake for a moment, then asleep.
 
     A thread that stayed awake would keep its core from the one that it waits for, when the system has given that one's
     core to something else.
@@ -89,16 +107,16 @@ def _meet(body: Body, shared: Value, wanted: Value) -> None:
     builder = body.builder
     looks = body.cell(I64, body.int(0))
     with body.forever() as leave:
-        arrived = builder.load_atomic(body.at(shared, _ARRIVED), "acquire", 8, typ=I64)
-        leave(builder.icmp_signed(">=", arrived, wanted))
+        now = builder.load_atomic(body.at(shared, place), "acquire", 8, typ=I64)
+        leave(builder.icmp_signed(">=", now, wanted))
         body.call("llvm.x86.sse2.pause", VOID)
         looks.set(body.add(looks.get(), 1))
         with body.when(body.less(_LOOKS, looks.get())):
             builder.atomic_rmw("add", body.at(shared, _ASLEEP), ir.Constant(I64, 1), "seq_cst")
-            again = builder.load_atomic(body.at(shared, _ARRIVED), "seq_cst", 8, typ=I64)
+            again = builder.load_atomic(body.at(shared, place), "seq_cst", 8, typ=I64)
             with body.when(body.less(again, wanted)):
                 low = builder.zext(builder.trunc(again, I32), I64)
-                _futex(body, shared, _ARRIVED, _FUTEX_WAIT, low)
+                _futex(body, shared, place, _FUTEX_WAIT, low)
             builder.atomic_rmw("sub", body.at(shared, _ASLEEP), ir.Constant(I64, 1), "seq_cst")
             looks.set(body.int(0))
 
