@@ -18,7 +18,7 @@ from side_by_side.base import Request, SideError, TokenTimes
 
 # vLLM compiles when it starts; on a busy machine that takes minutes.
 START_S = 600.0
-LOAD_S = 300.0
+LOAD_S = 900.0
 _STOP_S = 15.0
 # A line holds the times of all tokens of a load.
 _LINE_BYTES = 1 << 26
