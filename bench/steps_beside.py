@@ -72,8 +72,10 @@ def main(rounds: int) -> None:
         for _ in range(rounds):
             alone = step_ms(runner, work)
             with subprocess.Popen([sys.executable, "-c", OTHER]) as other:
-                pairs.append((alone, step_ms(runner, work)))
-                other.kill()
+                try:
+                    pairs.append((alone, step_ms(runner, work)))
+                finally:
+                    other.kill()
         alone, beside = (statistics.median(times) for times in zip(*pairs, strict=True))
         ratio = statistics.median(second / first for first, second in pairs)
         print(f"{rows} rows: alone {alone:.1f} ms, beside another process {beside:.1f} ms, {ratio:.2f} times as long")

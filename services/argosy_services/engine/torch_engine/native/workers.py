@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from argosy_services.engine.torch_engine.native.compile import Machine
 from argosy_services.engine.torch_engine.native.emit import I32, I64, PTR, VOID, Body, Module, Value
 
-# What the threads share, each on a cache line of its own. `_DONE` counts tasks and `_LEFT` followers that are through
-# with a list, both since the start.
-_GENERATION, _DONE, _LEFT, _ASLEEP, _BASE, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = range(0, 704, 64)
-_SHARED_BYTES = 704
+# What the threads share, each on a cache line of its own. `_DONE` counts tasks of a list, `_LEFT` followers that are
+# through with it.
+_GENERATION, _DONE, _LEFT, _ASLEEP, _OPERATIONS, _COUNT, _STEP, _COUNTERS, _THREADS, _STOP = range(0, 640, 64)
+_SHARED_BYTES = 640
 _OPERATION_BYTES = 24
-# Looks at a meeting point before a thread goes to sleep: some 20 microseconds.
+# Looks at a number before a thread that waits for it goes to sleep: some 20 microseconds.
 _LOOKS = 1_000
 _FUTEX = 202
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # Within this process.
@@ -35,15 +35,15 @@ def emit_workers(module: Module) -> None:
     _emit_work(module)
     lead = Body(module, "lead", [PTR])
     shared = lead.arguments[0]
-    lead.store(lead.load(I64, shared, _DONE), shared, _BASE)
     others = lead.sub(lead.load(I64, shared, _THREADS), 1)
-    wanted = lead.add(lead.load(I64, shared, _LEFT), others)
+    for place in (_DONE, _LEFT):
+        lead.store(lead.int(0), shared, place)
     lead.builder.atomic_rmw("add", lead.at(shared, _GENERATION), ir.Constant(I32, 1), "seq_cst")
     with lead.when(lead.less(0, others)):
         _futex(lead, shared, _GENERATION, _FUTEX_WAKE, others)
     lead.builder.call(module.globals["work"], [shared])
     # Whoever is still on its way looks at the counters, which the next list sets back.
-    _await(lead, shared, _LEFT, wanted)
+    _await(lead, shared, _LEFT, others)
     lead.end()
 
     follow = Body(module, "follow", [PTR])
@@ -69,7 +69,7 @@ def _emit_work(module: Module) -> None:
     builder = body.builder
     kernel = ir.FunctionType(VOID, [PTR, I64, PTR])
     operations, step, counters = (body.load(PTR, shared, place) for place in (_OPERATIONS, _STEP, _COUNTERS))
-    wanted = body.cell(I64, body.load(I64, shared, _BASE))
+    wanted = body.cell(I64, body.int(0))
     mine = body.cell(I64)
     with body.loop(0, body.load(I64, shared, _COUNT)) as index:
         operation = body.at(operations, body.mul(index, _OPERATION_BYTES))
