@@ -57,6 +57,8 @@ def test_auto_takes_the_fastest_and_a_named_type_is_exact() -> None:
 def test_without_the_instructions_auto_takes_float32_and_int8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # An older processor is pretended; nothing is computed.
     monkeypatch.setattr(processor, "host", lambda: X86_64)
+    for multiplies_bfloat16 in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, multiplies_bfloat16, lambda: False)
     assert chosen() == "float32"
     assert chosen(dtype="bfloat16") is None
     for quantized in runners.QUANTIZED:
