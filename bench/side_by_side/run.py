@@ -7,14 +7,15 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import psutil
 from side_by_side.base import Side, SideError, checked
 from side_by_side.figures import Figures, figures
 from side_by_side.results import Outcome, Results
 from side_by_side.shapes import Entry, Shape
 from side_by_side.sides import Places, Spec, make
 
-# Idle threads of the side before still spin for a moment.
-_PAUSE_S = 0.5
+# Idle threads of the side before still spin, some of them for seconds.
+_PAUSE_S, _MOST_PAUSES, _QUIET_PERCENT = 0.5, 10, 5.0
 _WARM_UP_TOKENS = 8
 
 
@@ -117,13 +118,13 @@ class Run:
             checked(short, await side.generate(short))
             warm.add(entry.label)
         requests = shape.requests(entry, number)
-        await asyncio.sleep(_PAUSE_S)
+        await _quiet()
         return figures(requests, checked(requests, await side.generate(requests)))
 
     async def _fresh(self, shape: Shape, entry: Entry, number: int, outcome: Outcome) -> Figures:
         requests = shape.requests(entry, number)
         side = make(entry.spec, self.pool.places)
-        await asyncio.sleep(_PAUSE_S)
+        await _quiet()
         started = time.perf_counter()
         try:
             await side.start()
@@ -133,3 +134,12 @@ class Run:
             await side.stop()
         outcome.versions[entry.label] = dict(side.versions)
         return {"seconds": seconds}
+
+
+async def _quiet() -> None:
+    """Waits until the machine's cores rest, or for as long as is reasonable where they never do."""
+    psutil.cpu_percent()
+    for _ in range(_MOST_PAUSES):
+        await asyncio.sleep(_PAUSE_S)
+        if psutil.cpu_percent() < _QUIET_PERCENT:
+            return
