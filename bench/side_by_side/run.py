@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import psutil
+
 from side_by_side.base import Side, SideError, checked
 from side_by_side.figures import Figures, figures
 from side_by_side.results import Outcome, Results
