@@ -26,8 +26,8 @@ from argosy_services.engine.torch_engine.config import DecoderConfig, LayerKind,
 from argosy_services.engine.torch_engine.engine import TorchEngine
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
 from argosy_services.engine.torch_engine.models.modules import adaptable
-from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, Linear, LinearOf
-from argosy_services.engine.torch_engine.runners import load_gpu, runs_on_gpu
+from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, LinearOf
+from argosy_services.engine.torch_engine.runners import gpu_linear, load_gpu, runs_on_gpu
 from argosy_services.models.types import LocalModel
 from argosy_services.settings import GenerationSettings
 
@@ -66,8 +66,8 @@ class Load:
         return drawn.tolist()
 
 
-def random_weights(linear: LinearOf = Linear) -> DecoderWeights:
-    """Weights in bfloat16 on the device, or what `linear` makes of them."""
+def random_weights(linear: LinearOf) -> DecoderWeights:
+    """Weights in bfloat16 on the device, as `linear` keeps them."""
     config = LLAMA_3_8B
     hidden, inner = config.hidden_size, config.intermediate_size
     query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -227,17 +227,12 @@ def measure(options: argparse.Namespace) -> None:
         max_step_tokens=2_048,
         speculation="off",
     )
-    linear: LinearOf = Linear
     if not runs_on_gpu(settings):
         raise SystemExit("the kernels for a GPU cannot run here: is triton installed?")
-    if options.quantization == "fp8":
-        from argosy_services.engine.torch_engine.gpu.fp8 import fp8_linear
-
-        linear = fp8_linear
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     single, many = (Load(streams, options.prompt, options.tokens) for streams in (1, options.streams))
     copied = bandwidth()
-    weights = random_weights(linear)
+    weights = random_weights(gpu_linear(settings, torch.bfloat16))
     bound = copied / bytes_of_a_token(weights, single)
     argosy = Argosy(weights, settings)
     alone = median(argosy.decode_rate, single, options.rounds)

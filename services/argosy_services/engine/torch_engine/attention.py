@@ -15,6 +15,7 @@ import torch
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.kv_pool import KvPool
 from argosy_services.engine.torch_engine.models.decoder import soft_cap
+from argosy_services.engine.torch_engine.models.rope import Turn, rotate
 from argosy_services.engine.torch_engine.step import Work
 
 
@@ -40,8 +41,12 @@ class PagedAttention:
             for window in {kind.window for kind in config.layer_kinds}
         }
 
-    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, turn: Turn | None
+    ) -> torch.Tensor:
         """See `models.decoder.Attention`."""
+        if turn is not None:
+            query, key = rotate(query, *turn), rotate(key, *turn)
         self._pool.write(layer, self._write_slots, key, value)
         plan = self._plans[self._config.layer_kinds[layer].window]
         outputs = []

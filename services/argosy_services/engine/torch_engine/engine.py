@@ -82,7 +82,9 @@ class TorchEngine:
         grammars = GrammarCompiler(tokenizer_json, config.vocab_size, config.eos_token_ids)
         limits = (settings.max_context_tokens or config.max_positions, config.max_positions, _cache_tokens(settings))
         context = min(limits)
-        loaded = load_runner(model.path, config, settings, context)
+        # Where guesses are made in any case, the next step is theirs.
+        ahead = settings.speculation in {"off", "auto"}
+        loaded = load_runner(model.path, config, settings, context, ahead=ahead)
         info = EngineInfo(
             engine="torch",
             architecture=config.architecture,
@@ -226,7 +228,12 @@ class TorchEngine:
         )
         return Parts(
             model=self._model.name,
-            scheduler=Scheduler(blocks, max_batch=settings.max_batch, max_step_tokens=settings.max_step_tokens),
+            scheduler=Scheduler(
+                blocks,
+                max_batch=settings.max_batch,
+                max_step_tokens=settings.max_step_tokens,
+                spare_tokens=self._loaded.spare_tokens,
+            ),
             runner=self._loaded.runner,
             adapters=self._loaded.adapters,
             grammars=self._grammars,
@@ -260,7 +267,7 @@ class TorchEngine:
 def _load_draft(draft: LocalModel, settings: GenerationSettings, context: int) -> Draft:
     config = read_config(draft.path)
     context = min(context, config.max_positions)
-    return Draft(load_runner(draft.path, config, settings, context), context)
+    return Draft(load_runner(draft.path, config, settings, context, ahead=False), context)
 
 
 def _cache_tokens(settings: GenerationSettings) -> int:

@@ -22,7 +22,7 @@ from argosy_services.engine.torch_engine.lora.slots import AdapterSlots
 from argosy_services.engine.torch_engine.model_runner import ModelRunner
 from argosy_services.engine.torch_engine.models.decoder import Decoder
 from argosy_services.engine.torch_engine.models.modules import adaptable
-from argosy_services.engine.torch_engine.models.weights import DecoderWeights, Linear, LinearOf, load_weights
+from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LinearOf, load_weights
 from argosy_services.engine.torch_engine.step import RowSpan, Work
 from argosy_services.settings import GenerationSettings
 
@@ -41,7 +41,8 @@ class Runner(Protocol):
         ...
 
     def greedy(self, logits: torch.Tensor) -> torch.Tensor:
-        """The likeliest token, int64 `[rows]`, of logits `[rows, vocab]` that are as `run` gave them."""
+        """The likeliest token, int64 `[rows]`, of logits `[rows, vocab]` that are as `run` gave them; in the memory of
+        whichever device."""
         ...
 
     def close(self) -> None:
@@ -74,22 +75,26 @@ class Adapters(Protocol):
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model that is ready to run. `weights` says in which type its products are computed, `dtype` is the type that
-    its adapters have."""
+    its adapters have. `spare_tokens` is the room that its sequences should have beyond what is to be computed."""
 
     runner: Runner
     adapters: Adapters
     weights: str
     dtype: torch.dtype
     parameter_count: int
+    spare_tokens: int = 0
 
 
-def load_runner(directory: Path, config: DecoderConfig, settings: GenerationSettings, positions: int) -> Loaded:
-    """Reads a checkpoint for a device and `positions`. Raises UnsupportedModelError."""
+def load_runner(
+    directory: Path, config: DecoderConfig, settings: GenerationSettings, positions: int, *, ahead: bool = True
+) -> Loaded:
+    """Reads a checkpoint for a device and `positions`. A GPU may run `ahead` of the scheduler, which pays where
+    the next step is likely to be the same sequences'. Raises UnsupportedModelError."""
     device = torch.device(settings.device)
     if runs_on_gpu(settings):
         dtype = compute_dtype(settings.dtype, device)
-        weights = load_weights(directory, config, dtype, device, _gpu_linear(settings, dtype))
-        return load_gpu(config, weights, settings, positions)
+        weights = load_weights(directory, config, dtype, device, gpu_linear(settings, dtype))
+        return load_gpu(config, weights, settings, positions, ahead=ahead)
     form = native_format(config, settings)
     dtype = compute_dtype(settings.dtype, device) if form is None else _adapter_dtype(form)
     weights = load_weights(directory, config, dtype, device)
@@ -145,7 +150,9 @@ def runs_on_gpu(settings: GenerationSettings) -> bool:
     return reason is None and settings.quantization not in QUANTIZED
 
 
-def load_gpu(config: DecoderConfig, weights: DecoderWeights, settings: GenerationSettings, positions: int) -> Loaded:
+def load_gpu(
+    config: DecoderConfig, weights: DecoderWeights, settings: GenerationSettings, positions: int, *, ahead: bool = True
+) -> Loaded:
     """Makes a model on a GPU ready to run, and captures its decode steps."""
     from argosy_services.engine.torch_engine.gpu.adapters import GpuAdapters
     from argosy_services.engine.torch_engine.gpu.decode_step import DecodeStep
@@ -160,17 +167,20 @@ def load_gpu(config: DecoderConfig, weights: DecoderWeights, settings: Generatio
     pool = KvPool(config, blocks, settings.block_tokens, dtype, device)
     decoder = GpuDecoder(config, weights, positions, TritonKernels())
     step = DecodeStep(decoder, pool, adapters, max_rows=settings.max_batch, max_positions=positions)
-    runner = GpuRunner(decoder, pool, adapters, step)
+    runner = GpuRunner(decoder, pool, adapters, step, ahead=ahead)
     runner.warm_up(step.scratch)
     with torch.cuda.device(device):
         step.capture(with_adapters=settings.max_adapters > 0)
     form = "fp8" if settings.quantization == "fp8" else str(dtype).removeprefix("torch.")
-    return Loaded(runner, adapters, form, dtype, _count(weights))
+    return Loaded(runner, adapters, form, dtype, _count(weights), spare_tokens=int(ahead))
 
 
-def _gpu_linear(settings: GenerationSettings, dtype: torch.dtype) -> LinearOf:
+def gpu_linear(settings: GenerationSettings, dtype: torch.dtype) -> LinearOf:
+    """How projections are kept on a GPU. Raises UnsupportedModelError."""
     if settings.quantization != "fp8":
-        return Linear
+        from argosy_services.engine.torch_engine.gpu.linear import GpuLinear
+
+        return GpuLinear
     if dtype is not torch.bfloat16:
         raise UnsupportedModelError(
             f"generation.quantization fp8 computes beside bfloat16, generation.dtype is {settings.dtype}; use auto"

@@ -69,7 +69,7 @@ class Sampler:
         if len(sampled) == len(rows):
             return _sample(logits, rows).tolist()
         tokens = likeliest(logits)
-        tokens[sampled] = _sample(logits[sampled], [rows[index] for index in sampled])
+        tokens[sampled] = _sample(logits[sampled], [rows[index] for index in sampled]).to(tokens.device)
         return tokens.tolist()
 
 

@@ -38,12 +38,16 @@ MOST_FIXED = 1 / 4
 
 
 class Scheduler:
-    """Owns the queue, the batch and the blocks."""
+    """Owns the queue, the batch and the blocks.
 
-    def __init__(self, blocks: BlockAllocator, *, max_batch: int, max_step_tokens: int) -> None:
+    With `spare_tokens` each sequence gets the room for so many tokens more than the step computes, where there is some.
+    """
+
+    def __init__(self, blocks: BlockAllocator, *, max_batch: int, max_step_tokens: int, spare_tokens: int = 0) -> None:
         self.blocks = blocks
         self.max_batch = max_batch
         self.max_step_tokens = max_step_tokens
+        self.spare_tokens = spare_tokens
         self.waiting = FairQueue()
         self.running: dict[Sequence, None] = {}  # In the order in which they came in.
         self.admitted: list[Sequence] = []  # For the first time, by the last step that was scheduled.
@@ -182,6 +186,8 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return 0
+        if self.spare_tokens:
+            self.blocks.grow(sequence.table, sequence.computed + count + self.spare_tokens)
         work.append(Work(sequence, sequence.computed, count))
         return count
 

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from argosy_services.engine.torch_engine.gpu.triton import low_rank, paged, rows
+from argosy_services.engine.torch_engine.gpu.triton import low_rank, one_row, paged, rows
 
 SHARED_BYTES = {89: 101_376, 90: 232_448}
 # Llama 3 8B, and Gemma 2 2B whose heads are the largest that are served.
@@ -31,17 +31,24 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (paged._prompt, GEMMA),
     (paged._join, {**HEADS, "SPLITS": paged._SPLITS}),
     (rows._norm, {"SIZE": 4096, "PADDED": 4096, "OFFSET": False}),
-    (rows._rotate, {"HALF": 64, "PADDED": 64}),
+    (rows._add_norm, {"SIZE": 4096, "PADDED": 4096, "OFFSET": False}),
+    (rows._place, {"TURNED": 32, "KV_HEADS": 8, "HALF": 64, "PADDED": 64}),
+    (rows._advance, {"BLOCK": 16, "TILE": 128}),
+    (one_row._multiply, {"INPUTS": 4096, "BIASED": True, "SCALED": True, "EACH": 2, "PIECE": 2048}),
     (rows._gated, {"SILU": False, "ROOT": 0.8, "TILE": 1024}),
     (rows._quantize, {"SIZE": 14_336, "PADDED": 16_384, "LARGEST": 448.0, "LEAST": 1e-10}),
-    (low_rank._shrink, {"RANK": 16, "TILE": 256}),
+    (low_rank._shrink, {"TILE": 4096}),
     (low_rank._expand, {"RANK": 16, "TILE": 128}),
 ]
+_NUMBERS = (
+    *("query", "key", "value", "keys", "values", "cos", "sin", "states", "added", "total", "normed"),
+    *("weight", "bias", "gate", "up", "a", "b"),
+)
 TYPES = {
-    **dict.fromkeys(("query", "keys", "values", "states", "weight", "cos", "sin", "gate", "up", "a", "b"), "*bf16"),
+    **dict.fromkeys(_NUMBERS, "*bf16"),
     **dict.fromkeys(("parts", "weights", "low"), "*fp32"),
     **dict.fromkeys(("tables", "spans", "tasks", "ranks"), "*i32"),
-    **dict.fromkeys(("positions", "slots"), "*i64"),
+    **dict.fromkeys(("positions", "slots", "numbers", "likeliest"), "*i64"),
     **dict.fromkeys(("scale", "cap", "eps"), "fp32"),
     "out": "*bf16",
     "scales": "*fp32",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from argosy_services.engine.torch_engine.config import Activation
-from argosy_services.engine.torch_engine.gpu.kernels import Cache, Factors, Prompts, Scoring
-from argosy_services.engine.torch_engine.models.rope import rotate
+from argosy_services.engine.torch_engine.gpu.kernels import Blocks, Cache, Factors, Prompts, Scoring
+from argosy_services.engine.torch_engine.models.rope import Turn, rotate
 
 
 class PlainKernels:
@@ -17,8 +17,27 @@ class PlainKernels:
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         return (wide * weight).to(states.dtype) if offset else weight * wide.to(states.dtype)
 
-    def rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        return rotate(states, cos, sin)
+    def add_norm(
+        self, states: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        total = states + added
+        return total, self.norm(total, weight, eps, offset=offset)
+
+    def place(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        turn: Turn | None,
+        cache: Cache,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        if turn is not None:
+            query, key = rotate(query, *turn), rotate(key, *turn)
+        cache.keys.index_copy_(1, slots, key.transpose(0, 1))
+        cache.values.index_copy_(1, slots, value.transpose(0, 1))
+        return query
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
         functional = torch.nn.functional
@@ -48,6 +67,14 @@ class PlainKernels:
                 rank = int(ranks[slot])
                 a, b = factors.a[slot, :rank].float(), factors.b[slot, :, :rank].float()
                 out[row] = (out[row].float() + b @ (a @ states[row].float())).to(out.dtype)
+
+    def advance(self, numbers: torch.Tensor, tables: torch.Tensor, likeliest: torch.Tensor, blocks: Blocks) -> None:
+        for row, table in enumerate(tables.tolist()):
+            if table[0] != blocks.scratch:
+                position = int(numbers[1, row]) + 1
+                block = table[min(position // blocks.tokens, len(table) - 1)]
+                numbers[0, row], numbers[1, row] = likeliest[row], position
+                numbers[2, row] = block * blocks.tokens + position % blocks.tokens
 
 
 def _attend(query: torch.Tensor, cache: Cache, table: torch.Tensor, position: int, scoring: Scoring) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from argosy_services.engine.torch_engine.gpu.fp8 import quantize
-from argosy_services.engine.torch_engine.gpu.kernels import Cache, Factors, Prompts, Scoring
+from argosy_services.engine.torch_engine.gpu.kernels import Blocks, Cache, Factors, Prompts, Scoring
 
 from .plain import PlainKernels
 
@@ -59,12 +59,76 @@ def test_norms(kernels: Any, dtype: torch.dtype, offset: bool) -> None:
 
 
 @DTYPES
-def test_rotations(kernels: Any, dtype: torch.dtype) -> None:
-    states = draw(5, 160, dtype=dtype)[:, 16:112].unflatten(-1, (4, 24))
+@pytest.mark.parametrize("offset", [False, True])
+def test_sums_and_their_norms(kernels: Any, dtype: torch.dtype, offset: bool) -> None:
+    weight = draw(48, dtype=torch.float32 if offset else dtype, seed=1)
+    states, added = draw(5, 48, dtype=dtype), draw(5, 48, dtype=dtype, seed=2)
+    expected = PlainKernels().add_norm(states, added, weight, 1e-5, offset=offset)
+    given = kernels.add_norm(states.to(DEVICE), added.to(DEVICE), weight.to(DEVICE), 1e-5, offset=offset)
+    for one, other in zip(given, expected, strict=True):
+        compare(one, other)
+
+
+@DTYPES
+@pytest.mark.parametrize("turned", [True, False])
+def test_keys_and_values_are_turned_and_placed(kernels: Any, dtype: torch.dtype, turned: bool) -> None:
+    fused = draw(5, 8 * 24, dtype=dtype)
+    query, key, value = (part.unflatten(-1, (-1, 24)) for part in fused.split((96, 48, 48), dim=-1))
     half = draw(2, 5, 1, 12, dtype=dtype, seed=1)
     cos, sin = torch.cat((half, half), dim=-1)
-    expected = PlainKernels().rotate(states, cos, sin)
-    compare(kernels.rotate(states.to(DEVICE), cos.to(DEVICE), sin.to(DEVICE)), expected)
+    turn = (cos, sin) if turned else None
+    slots = torch.tensor([3, 40, 0, 21, 7])
+    of = cache(dtype, kv_heads=2, size=24, blocks=3)
+    there = on_device(Cache(of.keys.clone(), of.values.clone(), BLOCK_TOKENS))
+    expected = PlainKernels().place(query, key, value, turn=turn, cache=of, slots=slots)
+    given = kernels.place(
+        *(part.unflatten(-1, (-1, 24)) for part in fused.to(DEVICE).split((96, 48, 48), dim=-1)),
+        turn=(cos.to(DEVICE), sin.to(DEVICE)) if turned else None,
+        cache=there,
+        slots=slots.to(DEVICE),
+    )
+    compare(given, expected)
+    compare(there.keys, of.keys)
+    compare(there.values, of.values)
+
+
+def test_a_step_is_followed_by_the_next(kernels: Any) -> None:
+    numbers = torch.tensor(
+        [[5, 6, 7, 8, 0, 99], [14, 15, 47, 0, 0, 99], [30, 31, 79, 96, 0, 99], [-1, 2, -1, -1, 0, 99]]
+    )
+    tables = torch.tensor([[1, 2, 0], [1, 0, 0], [3, 2, 4], [6, 0, 0], [0, 5, 5]], dtype=torch.int32)
+    likeliest = torch.tensor([50, 60, 70, 80, 90])
+    given = [part.clone().to(DEVICE) for part in (numbers, tables, likeliest)]
+    for which, to in ((PlainKernels(), (numbers, tables, likeliest)), (kernels, given)):
+        which.advance(*to, Blocks(BLOCK_TOKENS, 6))
+    assert torch.equal(given[0].cpu(), numbers)
+    assert numbers[:3, :3].tolist() == [[50, 60, 70], [15, 16, 48], [31, 0, 64]], "the third is at its table's end"
+    assert numbers[:, 3].tolist() == [8, 0, 96, -1], "padding stays"
+    assert numbers[:, 5].tolist() == [99] * 4, "so does what is beyond the batch"
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(48, 64), (131, 300), (8, 5120), (6, 9216)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_products_of_one_row(dtype: torch.dtype, shape: tuple[int, int], biased: bool) -> None:
+    from argosy_services.engine.torch_engine.gpu.triton import one_row
+
+    weight, bias = draw(*shape, dtype=dtype) * shape[1] ** -0.5, draw(shape[0], dtype=dtype, seed=1) if biased else None
+    states = draw(1, shape[1], dtype=dtype, seed=2)
+    exact = torch.nn.functional.linear(states.double(), weight.double(), None if bias is None else bias.double())
+    given = one_row.multiply(states.to(DEVICE), weight.to(DEVICE), None if bias is None else bias.to(DEVICE))
+    compare(given, exact.to(dtype))
+
+
+@pytest.mark.skipif(not CUDA, reason="the interpreter reads no FP8")
+def test_the_product_of_one_row_in_fp8() -> None:
+    from argosy_services.engine.torch_engine.gpu.triton import one_row
+
+    weight, scales = quantize(draw(48, 256, dtype=torch.bfloat16) / 16)
+    states, bias = draw(1, 256, dtype=torch.bfloat16, seed=2), draw(48, dtype=torch.bfloat16, seed=1)
+    exact = torch.nn.functional.linear(states.double(), weight.double() * scales.double(), bias.double())
+    given = one_row.multiply(*(part.to(DEVICE) for part in (states, weight, bias, scales)))
+    compare(given, exact.bfloat16())
 
 
 @DTYPES

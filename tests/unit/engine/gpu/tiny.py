@@ -128,13 +128,13 @@ class Plain:
 class Padded:
     """The runner for a GPU, on any device; `step` is captured by whoever wants that."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights, kernels: Kernels) -> None:
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, kernels: Kernels, *, ahead: bool = True) -> None:
         dtype, device = weights.embeddings.dtype, weights.embeddings.device
         self.adapters = GpuAdapters(MAX_ADAPTERS, MAX_RANK, config, dtype, device)
         self.pool = KvPool(config, BLOCKS + 1, BLOCK_TOKENS, dtype, device)
         decoder = GpuDecoder(config, weights, POSITIONS, kernels)
         self.step = DecodeStep(decoder, self.pool, self.adapters, max_rows=MAX_ROWS, max_positions=POSITIONS)
-        self.runner = GpuRunner(decoder, self.pool, self.adapters, self.step)
+        self.runner = GpuRunner(decoder, self.pool, self.adapters, self.step, ahead=ahead)
         self.runner.warm_up(self.step.scratch)
 
 
@@ -149,7 +149,7 @@ def answers(
 ) -> list[list[int]]:
     """The greedy answers of `tokens` tokens to prompts that come in one after another, cut into pieces of 24 tokens and
     mixed in all steps."""
-    scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK_TOKENS), max_batch=MAX_ROWS, max_step_tokens=24)
+    scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK_TOKENS), max_batch=MAX_ROWS, max_step_tokens=24, spare_tokens=1)
     keys = [*adapters, *[None] * (len(asked) - len(adapters))]
     waiting = [
         Sequence.of(Request(str(index), prompt, tokens, adapter=key))

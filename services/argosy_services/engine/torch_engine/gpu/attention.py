@@ -10,6 +10,7 @@ import torch
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.gpu.kernels import Cache, Kernels, Prompts, Scoring
 from argosy_services.engine.torch_engine.kv_pool import KvPool
+from argosy_services.engine.torch_engine.models.rope import Turn
 from argosy_services.engine.torch_engine.step import Work
 
 
@@ -33,12 +34,13 @@ class DecodeAttention:
         self._tables = tables
         self._scorings = scorings(config)
 
-    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, turn: Turn | None
+    ) -> torch.Tensor:
         """See `models.decoder.Attention`."""
-        self._pool.write(layer, self._slots, key, value)
-        return self._kernels.attend_decodes(
-            query, cache_of(self._pool, layer), self._tables, self._positions, self._scorings[layer]
-        )
+        cache = cache_of(self._pool, layer)
+        query = self._kernels.place(query, key, value, turn=turn, cache=cache, slots=self._slots)
+        return self._kernels.attend_decodes(query, cache, self._tables, self._positions, self._scorings[layer])
 
 
 class PromptAttention:
@@ -67,10 +69,13 @@ class PromptAttention:
             ),
         )
 
-    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, turn: Turn | None
+    ) -> torch.Tensor:
         """See `models.decoder.Attention`."""
-        self._pool.write(layer, self._slots, key, value)
-        return self._kernels.attend_prompts(query, cache_of(self._pool, layer), self._prompts, self._scorings[layer])
+        cache = cache_of(self._pool, layer)
+        query = self._kernels.place(query, key, value, turn=turn, cache=cache, slots=self._slots)
+        return self._kernels.attend_prompts(query, cache, self._prompts, self._scorings[layer])
 
 
 def cache_of(pool: KvPool, layer: int) -> Cache:

@@ -1,4 +1,8 @@
-"""A decode step in buffers that stay where they are, which CUDA graphs need: whatever changes is data."""
+"""A decode step in buffers that stay where they are, which CUDA graphs need: whatever changes is data.
+
+A step ends by making its own inputs those of the next one, so that it can be run again before anybody has seen which
+tokens it chose.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import torch
 from argosy_services.engine.torch_engine.gpu.adapters import GpuAdapters, NoAdapters
 from argosy_services.engine.torch_engine.gpu.attention import DecodeAttention
 from argosy_services.engine.torch_engine.gpu.decoder import GpuDecoder
+from argosy_services.engine.torch_engine.gpu.kernels import Blocks
 from argosy_services.engine.torch_engine.kv_pool import KvPool
 from argosy_services.engine.torch_engine.step import Work
 
@@ -28,11 +33,27 @@ def captured_sizes(rows: int) -> list[int]:
     return [*(size for size in sizes if size < rows), rows]
 
 
+class Tokens:
+    """The likeliest token of each row of a step, on their way to the host."""
+
+    def __init__(self, host: torch.Tensor, sent: torch.cuda.Event | None) -> None:
+        self._host = host
+        self._sent = sent
+
+    def wait(self) -> torch.Tensor:
+        """Int64 `[rows]` in the host's memory, until the step after the next one."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        return self._host
+
+
 class DecodeStep:
     """Computes one token for each of up to `max_rows` sequences. Lives on the engine's thread.
 
     A batch is padded to the next size of `captured_sizes`. Rows of the padding are sequences of one token whose keys
     and values go into the pool's last block, `scratch`, which no sequence has.
+
+    `logits` float32 `[max_rows, vocab]` are those of the step that was run last.
     """
 
     def __init__(
@@ -43,8 +64,15 @@ class DecodeStep:
         self._adapters = adapters
         self._sizes = captured_sizes(max_rows)
         self.scratch = pool.keys[0].shape[1] // pool.block_tokens - 1
+        self.max_positions = max_positions
+        self.block_tokens = pool.block_tokens
         self._inputs = _Inputs(max_rows, -(-max_positions // pool.block_tokens), decoder.device)
-        self._logits = torch.empty(max_rows, decoder.config.vocab_size, device=decoder.device)
+        self.logits = torch.empty(max_rows, decoder.config.vocab_size, device=decoder.device)
+        self._likeliest = torch.zeros(max_rows, dtype=torch.int64, device=decoder.device)
+        self._last: tuple[int, bool] = (self._sizes[0], False)
+        pinned = decoder.device.type == "cuda"
+        # Two, for the tokens of one step are read while those of the next are on their way.
+        self._chosen = [torch.zeros(max_rows, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
 
     @property
@@ -53,19 +81,35 @@ class DecodeStep:
         return self._sizes[-1]
 
     @torch.inference_mode()
-    def run(self, work: Sequence[Work]) -> torch.Tensor:
-        """Computes work of one token each and gives the logits float32 `[rows, vocab]`, the caller's until the next
-        call."""
+    def run(self, work: Sequence[Work]) -> Tokens:
+        """Computes work of one token each."""
         size = next(size for size in self._sizes if size >= len(work))
         slots = [self._adapters.slot(item) for item in work]
         self._fill(work, slots, size)
-        adapted = any(slot >= 0 for slot in slots)
-        graph = self._graphs.get((size, adapted))
+        self._last = size, any(slot >= 0 for slot in slots)
+        return self._launch(len(work))
+
+    @torch.inference_mode()
+    def again(self, work: Sequence[Work]) -> Tokens:
+        """Computes the next token of each row of the last step, `work`, as if the likeliest ones had been chosen. Their
+        places must be in the sequences' tables."""
+        self._inputs.send_tables([item.sequence.table for item in work])
+        return self._launch(len(work))
+
+    def _launch(self, rows: int) -> Tokens:
+        graph = self._graphs.get(self._last)
         if graph is None:
-            self._compute(size, adapted)
+            self._compute(*self._last)
         else:
             graph.replay()
-        return self._logits[: len(work)]
+        self._chosen.reverse()
+        host = self._chosen[0][:rows]
+        host.copy_(self._likeliest[:rows], non_blocking=True)
+        if self._decoder.device.type != "cuda":
+            return Tokens(host, None)
+        sent = torch.cuda.Event()
+        sent.record()
+        return Tokens(host, sent)
 
     @torch.inference_mode()
     def capture(self, *, with_adapters: bool) -> None:
@@ -115,10 +159,13 @@ class DecodeStep:
         )
         adapters = self._adapters.of_rows(adapter_slots, decoder.kernels) if adapted else NoAdapters()
         hidden = decoder.hidden(tokens, positions, attention, adapters)
-        self._logits[:size].copy_(decoder.logits(hidden))
+        logits, likeliest, tables = self.logits[:size], self._likeliest[:size], inputs.tables[:size]
+        logits.copy_(decoder.logits(hidden))
+        torch.argmax(logits, dim=-1, out=likeliest)
+        decoder.kernels.advance(inputs.numbers, tables, likeliest, Blocks(self.block_tokens, self.scratch))
 
     def _fill(self, work: Sequence[Work], slots: Sequence[int], size: int) -> None:
-        block_tokens, padding = self._pool.block_tokens, size - len(work)
+        block_tokens, padding = self.block_tokens, size - len(work)
         scratch = self.scratch
         positions = [item.start for item in work]
         places = [
@@ -155,11 +202,21 @@ class _Inputs:
             # What was sent before may still be on its way.
             self._sent.synchronize()
         size = len(tables)
+        into: np.ndarray = self._host_numbers.numpy()
         for row, values in enumerate(numbers):
-            self._host_numbers[row, :size] = torch.tensor(values)
+            into[row, :size] = values
         self.numbers.copy_(self._host_numbers, non_blocking=True)
+        self._send(tables)
+
+    def send_tables(self, tables: Sequence[list[int]]) -> None:
+        """Sends the tables of the first rows alone."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        self._send(tables)
+
+    def _send(self, tables: Sequence[list[int]]) -> None:
         if self._write(tables):
-            self.tables[:size].copy_(self._host_tables[:size], non_blocking=True)
+            self.tables[: len(tables)].copy_(self._host_tables[: len(tables)], non_blocking=True)
         if self._sent is not None:
             self._sent.record()
 

@@ -6,6 +6,7 @@ import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
 from argosy_services.engine.torch_engine.gpu.kernels import Kernels
+from argosy_services.engine.torch_engine.gpu.linear import project
 from argosy_services.engine.torch_engine.models.decoder import Decoder
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights
 
@@ -17,8 +18,13 @@ class GpuDecoder(Decoder):
         super().__init__(config, weights, max_positions)
         self.kernels = kernels
 
-    def _rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        return self.kernels.rotate(states, cos, sin)
+    def _project(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return project(states, weight)
+
+    def _added(
+        self, states: torch.Tensor, output: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.kernels.add_norm(states, output, weight, self.config.norm_eps, offset=self.config.norm_offset)
 
     def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return self.kernels.gated(gate, up, self.config.activation)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from argosy_services.engine.torch_engine.config import UnsupportedModelError
+from argosy_services.engine.torch_engine.gpu.linear import is_one_row
 from argosy_services.engine.torch_engine.models.weights import Linear
 
 FORMAT = torch.float8_e4m3fn
@@ -30,7 +31,11 @@ class Fp8Linear(Linear):
     scales: torch.Tensor = field(kw_only=True)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """bfloat16 `[rows, in]` to `[rows, out]`."""
+        """bfloat16 `[rows, in]` to `[rows, out]`. A single row is not rounded: what it takes is to read the weight."""
+        if is_one_row(states):
+            from argosy_services.engine.torch_engine.gpu.triton import one_row
+
+            return one_row.multiply(states, self.weight, self.bias, self.scales)
         narrow, scales = _quantize_states(states)
         out = torch._scaled_mm(  # type: ignore[attr-defined]
             narrow, self.weight.T, scale_a=scales, scale_b=self.scales.T, out_dtype=states.dtype

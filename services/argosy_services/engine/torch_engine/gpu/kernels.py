@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from argosy_services.engine.torch_engine.config import Activation
+from argosy_services.engine.torch_engine.models.rope import Turn
 
 # Ranks of adapters are rounded up to a multiple of it.
 RANK_TILE = 16
@@ -20,6 +21,14 @@ class Cache:
     keys: torch.Tensor
     values: torch.Tensor
     block_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How the cache is divided: `tokens` of a block, and the block `scratch` that no sequence has."""
+
+    tokens: int
+    scratch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +69,24 @@ class Kernels(Protocol):
         """RMSNorm over the last dimension of `[tokens, size]` or `[tokens, heads, size]`."""
         ...
 
-    def rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Turns `[tokens, heads, head_dim]` by `cos` and `sin` `[tokens, 1, head_dim]`."""
+    def add_norm(
+        self, states: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of `states` and `added` `[tokens, size]`, and its norm."""
+        ...
+
+    def place(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        turn: Turn | None,
+        cache: Cache,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        """Turns `query` `[tokens, heads, head_dim]` and `key` `[tokens, kv_heads, head_dim]` unless `turn` is None,
+        and stores keys and values at int64 `slots` `[tokens]` of the cache. Gives the queries."""
         ...
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -93,4 +118,13 @@ class Kernels(Protocol):
         """Adds to `out` `[rows, out]`, in place, the product of `states` `[rows, in]` with the factors of each row's
         slot, int64 `[rows]`, -1 for a row without adapter. `ranks` int32 `[slots]` says how many of a slot's factors
         are in use."""
+        ...
+
+    def advance(self, numbers: torch.Tensor, tables: torch.Tensor, likeliest: torch.Tensor, blocks: Blocks) -> None:
+        """Makes the inputs of a decode step those of the step after it, in place, if each row goes on with its
+        `likeliest` token, int64 `[rows]`.
+
+        `numbers` int64 `[4, rows]` and `tables` int32 `[rows, width]` are those of `decode_step.py`. Rows in the block
+        `scratch` are padding and stay as they are.
+        """
         ...

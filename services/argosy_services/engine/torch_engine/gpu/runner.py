@@ -12,6 +12,7 @@ from argosy_services.engine.torch_engine.gpu.adapters import GpuAdapters
 from argosy_services.engine.torch_engine.gpu.attention import PromptAttention
 from argosy_services.engine.torch_engine.gpu.decode_step import DecodeStep
 from argosy_services.engine.torch_engine.gpu.decoder import GpuDecoder
+from argosy_services.engine.torch_engine.gpu.run_ahead import RunAhead
 from argosy_services.engine.torch_engine.kv_pool import KvPool
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import RowSpan, Work, wanted_rows
@@ -24,11 +25,15 @@ class GpuRunner:
     follow in one flat batch, launched operation by operation.
     """
 
-    def __init__(self, decoder: GpuDecoder, pool: KvPool, adapters: GpuAdapters, decode: DecodeStep) -> None:
+    def __init__(
+        self, decoder: GpuDecoder, pool: KvPool, adapters: GpuAdapters, decode: DecodeStep, *, ahead: bool
+    ) -> None:
+        """`ahead`: decode steps may be started before they are asked for; see `run_ahead.py`."""
         self._decoder = decoder
         self._pool = pool
         self._adapters = adapters
-        self._decode = decode
+        self._max_rows = decode.max_rows
+        self._decode = RunAhead(decode, enabled=ahead)
         # Triton launches on the thread's current device.
         self._device = torch.cuda.device(decoder.device) if decoder.device.type == "cuda" else nullcontext()
 
@@ -47,14 +52,15 @@ class GpuRunner:
 
     def greedy(self, logits: torch.Tensor) -> torch.Tensor:
         """The likeliest token, int64 `[rows]`."""
-        return logits.argmax(dim=-1)
+        known = self._decode.likeliest(logits)
+        return logits.argmax(dim=-1) if known is None else known
 
     def close(self) -> None:
         """Nothing to give back."""
 
     def _run(self, work: Items[Work]) -> tuple[torch.Tensor, list[RowSpan]]:
         singles = [item for item in work if item.count == 1]
-        decodes = singles[: self._decode.max_rows]
+        decodes = singles[: self._max_rows]
         others = [*singles[len(decodes) :], *(item for item in work if item.count > 1)]
         rows, spans = wanted_rows([*decodes, *others])
         first = [row for row in rows if row < len(decodes)]
@@ -62,9 +68,12 @@ class GpuRunner:
         batch = _Batch(self._decoder, self._pool, self._adapters, others) if others else None
         rest = torch.tensor([row - len(decodes) for row in rows[len(first) :]], device=self._decoder.device)
         parts = [torch.empty(0, self._decoder.config.vocab_size, device=self._decoder.device)]
-        if decodes:
-            logits = self._decode.run(decodes)
-            if len(first) == len(rows) == len(decodes) and batch is None:
+        if not decodes:
+            self._decode.forget()
+        else:
+            alone = len(first) == len(rows) == len(decodes) and batch is None
+            logits = self._decode.run(decodes, alone=alone)
+            if alone:
                 return logits, spans
             # Indexing by a list would wait for the device.
             parts.append(logits if len(first) == len(decodes) else logits[first])

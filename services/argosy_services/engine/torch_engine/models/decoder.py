@@ -14,7 +14,7 @@ import torch
 
 from argosy_services.engine.torch_engine.config import Activation, DecoderConfig, RopeConfig
 from argosy_services.engine.torch_engine.models.modules import ModuleNames
-from argosy_services.engine.torch_engine.models.rope import rope_tables, rotate
+from argosy_services.engine.torch_engine.models.rope import Turn, rope_tables
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, project
 
 _ACTIVATIONS: Mapping[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -31,9 +31,11 @@ def soft_cap(values: torch.Tensor, cap: float) -> torch.Tensor:
 class Attention(Protocol):
     """Attends over what a batch's sequences have in their caches."""
 
-    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Stores keys and values `[tokens, kv_heads, head_dim]`, then attends with `query` `[tokens, heads, head_dim]`;
-        gives `[tokens, heads * head_dim]`."""
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, turn: Turn | None
+    ) -> torch.Tensor:
+        """Turns queries and keys if the layer does, stores keys and values `[tokens, kv_heads, head_dim]`, then attends
+        with `query` `[tokens, heads, head_dim]`; gives `[tokens, heads * head_dim]`."""
         ...
 
 
@@ -72,33 +74,32 @@ class Decoder:
         states = torch.nn.functional.embedding(token_ids, self.weights.embeddings)
         if self.config.embedding_scale != 1.0:
             states = states * self._embedding_scale
+        normed = self._norm(states, self.weights.layers[0].input_norm)
+        next_norms = (*(layer.input_norm for layer in self.weights.layers[1:]), self.weights.final_norm)
         for index, (layer, modules) in enumerate(zip(self.weights.layers, self._modules, strict=True)):
-            normed = self._norm(states, layer.input_norm)
             query, key, value = self._qkv(layer, modules, normed, adapters)
-            if (turn := turns[index]) is not None:
-                query, key = self._rotate(query, *turn), self._rotate(key, *turn)
-            attended = attention(index, query, key, value)
+            attended = attention(index, query, key, value, turns[index])
             output = layer.output(attended)
             adapters.add(modules.output, attended, output)
             if layer.attention_post_norm is not None:
                 output = self._norm(output, layer.attention_post_norm)
-            states = states + output
-            output = self._mlp(layer, modules, self._norm(states, layer.mlp_norm), adapters)
+            states, normed = self._added(states, output, layer.mlp_norm)
+            output = self._mlp(layer, modules, normed, adapters)
             if layer.mlp_post_norm is not None:
                 output = self._norm(output, layer.mlp_post_norm)
-            states = states + output
-        return self._norm(states, self.weights.final_norm)
+            states, normed = self._added(states, output, next_norms[index])
+        return normed
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[rows, vocab]` of `hidden` `[rows, hidden]`."""
-        logits = project(hidden, self.weights.head).float()
+        logits = self._project(hidden, self.weights.head).float()
         cap = self.config.final_softcap
         return logits if cap is None else soft_cap(logits, cap)
 
-    def _turns_at(self, positions: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+    def _turns_at(self, positions: torch.Tensor) -> list[Turn | None]:
         """Every layer's cosines and sines at `positions`, each `[tokens, 1, head_dim]`; None where it does not turn."""
-        turns: dict[RopeConfig | None, tuple[torch.Tensor, torch.Tensor] | None] = {None: None}
+        turns: dict[RopeConfig | None, Turn | None] = {None: None}
         for rope, (cos, sin) in self._turns.items():
             turns[rope] = cos[positions].to(self.dtype).unsqueeze(1), sin[positions].to(self.dtype).unsqueeze(1)
         return [turns[kind.rope] for kind in self.config.layer_kinds]
@@ -127,8 +128,15 @@ class Decoder:
 
     # What a device may have kernels for; see gpu/decoder.py.
 
-    def _rotate(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        return rotate(states, cos, sin)
+    def _project(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return project(states, weight)
+
+    def _added(
+        self, states: torch.Tensor, output: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of both, and its norm."""
+        states = states + output
+        return states, self._norm(states, weight)
 
     def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return self._activate(gate) * up

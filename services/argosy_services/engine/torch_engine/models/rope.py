@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 
 from argosy_services.engine.torch_engine.config import RopeConfig
+
+Turn: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of a batch's positions, each `[tokens, 1, head_dim]`."""
 
 
 def rope_tables(

@@ -9,7 +9,8 @@ import triton.language as tl
 
 from argosy_services.engine.torch_engine.gpu.kernels import RANK_TILE, Factors
 
-_IN_TILE = 256
+# Numbers of a factor that its program reads at once: nearly all of most, for a loop waits in every turn.
+_IN_TILE = 4096
 _OUT_TILE = 128
 
 
@@ -21,7 +22,7 @@ def add_low_rank(
     _, rank, _ = factors.a.shape
     outputs = out.shape[1]
     low = torch.empty(rows, rank, dtype=torch.float32, device=states.device)
-    _shrink[(rows, rank // RANK_TILE)](
+    _shrink[(rows, rank)](
         states,
         factors.a,
         low,
@@ -31,8 +32,7 @@ def add_low_rank(
         factors.a.stride(0),
         inputs,
         rank,
-        RANK=RANK_TILE,
-        TILE=_IN_TILE,
+        TILE=min(_IN_TILE, triton.next_power_of_2(inputs)),
     )
     _expand[(rows, triton.cdiv(outputs, _OUT_TILE))](
         low,
@@ -60,24 +60,21 @@ def _shrink(
     slot_stride,
     inputs,
     rank,
-    RANK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, factor = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + row)
     if slot >= 0:  # noqa: SIM102
         # Not one condition: Triton evaluates both sides of an `and`.
-        if part * RANK < tl.load(ranks + slot):
-            factor = part * RANK + tl.arange(0, RANK)
-            source = a + slot * slot_stride + factor[:, None] * inputs
-            total = tl.zeros([RANK], tl.float32)
+        if factor < tl.load(ranks + slot):
+            source = a + slot * slot_stride + factor * inputs
+            total = tl.zeros([TILE], tl.float32)
             for at in range(0, inputs, TILE):
                 column = at + tl.arange(0, TILE)
                 inside = column < inputs
                 given = tl.load(states + row * state_stride + column, mask=inside, other=0.0).to(tl.float32)
-                weights = tl.load(source + column[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
-                total += tl.sum(weights * given[None, :], axis=1)
-            tl.store(low + row * rank + factor, total)
+                total += given * tl.load(source + column, mask=inside, other=0.0).to(tl.float32)
+            tl.store(low + row * rank + factor, tl.sum(total, axis=0))
 
 
 @triton.jit

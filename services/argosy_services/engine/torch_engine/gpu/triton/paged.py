@@ -22,6 +22,8 @@ _TILE_BYTES = 16 << 10
 _MOST_KEYS = 64
 # Programs that share a row's keys: with 8 key-value heads, one row fills the multiprocessors of an H100.
 _SPLITS = 16
+# Few keys are a program's own: more of them on their way at once take memory from other programs.
+_STAGES = 2
 # Query vectors (tokens times heads of a group) of one program over a prompt, and their bytes at most.
 _MOST_VECTORS = 64
 _VECTORS_BYTES = 32 << 10
@@ -72,6 +74,7 @@ def attend_decodes(
         BLOCK=cache.block_tokens,
         TILE=tile(padded, query.dtype),
         SPLITS=_SPLITS,
+        num_stages=_STAGES,
     )
     out = torch.empty(rows, heads * size, dtype=query.dtype, device=query.device)
     _join[(rows, heads)](parts, weights, out, SIZE=size, SIZE_PADDED=padded, SPLITS=_SPLITS)
@@ -159,6 +162,11 @@ def _decode(
     end = tl.minimum(begin + part, length)
     member, column = tl.arange(0, GROUP_PADDED), tl.arange(0, SIZE_PADDED)
     heads = head * GROUP + member
+    place = (row * tl.num_programs(1) * GROUP + heads) * SPLITS + split
+    if begin >= end:
+        # A part without keys weighs nothing, and is never read.
+        tl.store(weights + place, tl.full([GROUP_PADDED], float("-inf"), tl.float32), mask=member < GROUP)
+        return
     vectors = (member < GROUP)[:, None] & (column < SIZE)[None, :]
     asked = tl.load(query + row * row_stride + heads[:, None] * head_stride + column[None, :], mask=vectors, other=0.0)
     highest = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
@@ -185,12 +193,8 @@ def _decode(
             SIZE_PADDED,
             BLOCK,
         )
-    place = (row * tl.num_programs(1) * GROUP + heads) * SPLITS + split
-    # A part without keys weighs nothing.
-    filled = total > 0.0
-    safe = tl.where(filled, total, 1.0)
-    tl.store(weights + place, tl.where(filled, highest + tl.log(safe), float("-inf")), mask=member < GROUP)
-    tl.store(parts + place[:, None] * SIZE + column[None, :], attended / safe[:, None], mask=vectors)
+    tl.store(weights + place, highest + tl.log(total), mask=member < GROUP)
+    tl.store(parts + place[:, None] * SIZE + column[None, :], attended / total[:, None], mask=vectors)
 
 
 @triton.jit
@@ -199,9 +203,8 @@ def _join(parts, weights, out, SIZE: tl.constexpr, SIZE_PADDED: tl.constexpr, SP
     split, column = tl.arange(0, SPLITS), tl.arange(0, SIZE_PADDED)
     logs = tl.load(weights + place * SPLITS + split)
     shares = tl.exp(logs - tl.max(logs, axis=0))
-    values = tl.load(
-        parts + (place * SPLITS + split)[:, None] * SIZE + column[None, :], mask=(column < SIZE)[None, :], other=0.0
-    )
+    written = (logs > float("-inf"))[:, None] & (column < SIZE)[None, :]
+    values = tl.load(parts + (place * SPLITS + split)[:, None] * SIZE + column[None, :], mask=written, other=0.0)
     joined = tl.sum(values * shares[:, None], axis=0) / tl.sum(shares, axis=0)
     tl.store(out + place * SIZE + column, joined.to(out.dtype.element_ty), mask=column < SIZE)
 

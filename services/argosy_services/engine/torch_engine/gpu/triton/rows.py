@@ -12,6 +12,8 @@ import triton.language as tl
 
 from argosy_services.engine.torch_engine.config import Activation
 from argosy_services.engine.torch_engine.gpu import fp8
+from argosy_services.engine.torch_engine.gpu.kernels import Blocks, Cache
+from argosy_services.engine.torch_engine.models.rope import Turn
 
 _GATE_TILE = 1024
 _SQRT_2_OVER_PI = 0.7978845608028654
@@ -67,18 +69,72 @@ def _norm(
     tl.store(out + place, (values * factor).to(out.dtype.element_ty), mask=inside)
 
 
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns `states` `[tokens, heads, head_dim]`, as `models.rope.rotate` does; `cos` and `sin` are
-    `[tokens, 1, head_dim]`."""
-    tokens, heads, size = states.shape
-    out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
-    _rotate[(tokens, heads)](
-        states,
+def add_norm(
+    states: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `kernels.Kernels`; both `[tokens, size]` without gaps."""
+    tokens, size = states.shape
+    total, normed = torch.empty_like(states), torch.empty_like(states)
+    _add_norm[(tokens,)](
+        states, added, weight, total, normed, eps, SIZE=size, PADDED=triton.next_power_of_2(size), OFFSET=offset
+    )
+    return total, normed
+
+
+@triton.jit
+def _add_norm(
+    states, added, weight, total, normed, eps, SIZE: tl.constexpr, PADDED: tl.constexpr, OFFSET: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, PADDED)
+    inside = column < SIZE
+    place = row * SIZE + column
+    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(states + place, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(added + place, mask=inside, other=0.0).to(tl.float32)
+    rounded = values.to(total.dtype.element_ty)
+    tl.store(total + place, rounded, mask=inside)
+    values = rounded.to(tl.float32)
+    values = values * tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+    if not OFFSET:
+        values = values.to(normed.dtype.element_ty).to(tl.float32)
+    tl.store(normed + place, (values * factor).to(normed.dtype.element_ty), mask=inside)
+
+
+def place(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    turn: Turn | None,
+    cache: Cache,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """See `kernels.Kernels`; all three may be parts of a fused projection's rows."""
+    tokens, heads, size = query.shape
+    kv_heads = key.shape[1]
+    out = query if turn is None else torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    # Without a turn the queries are left where they are.
+    cos, sin, turned = (query, query, 0) if turn is None else (*turn, heads)
+    _place[(tokens, turned + 2 * kv_heads)](
+        query,
+        key,
+        value,
         cos,
         sin,
+        slots,
         out,
-        states.stride(0),
-        states.stride(1),
+        cache.keys,
+        cache.values,
+        query.stride(0),
+        query.stride(1),
+        key.stride(0),
+        key.stride(1),
+        value.stride(0),
+        value.stride(1),
+        cache.keys.stride(0),
+        TURNED=turned,
+        KV_HEADS=kv_heads,
         HALF=size // 2,
         PADDED=triton.next_power_of_2(size // 2),
     )
@@ -86,20 +142,67 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 @triton.jit
-def _rotate(states, cos, sin, out, row_stride, head_stride, HALF: tl.constexpr, PADDED: tl.constexpr):
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+def _place(
+    query,
+    key,
+    value,
+    cos,
+    sin,
+    slots,
+    out,
+    keys,
+    values,
+    query_row,
+    query_head,
+    key_row,
+    key_head,
+    value_row,
+    value_head,
+    cache_stride,
+    TURNED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    cos += row * 2 * HALF
+    sin += row * 2 * HALF
+    stored = tl.load(slots + row) * 2 * HALF
+    if part < TURNED:
+        _turn(
+            query + row * query_row + part * query_head, out + (row * TURNED + part) * 2 * HALF, cos, sin, HALF, PADDED
+        )
+    elif part < TURNED + KV_HEADS:
+        head = part - TURNED
+        source = key + row * key_row + head * key_head
+        if TURNED > 0:
+            _turn(source, keys + head * cache_stride + stored, cos, sin, HALF, PADDED)
+        else:
+            _copy(source, keys + head * cache_stride + stored, HALF, PADDED)
+    else:
+        head = part - TURNED - KV_HEADS
+        _copy(value + row * value_row + head * value_head, values + head * cache_stride + stored, HALF, PADDED)
+
+
+@triton.jit
+def _turn(source, target, cos, sin, HALF: tl.constexpr, PADDED: tl.constexpr):
+    """One head's numbers, turned; both halves of the tables are alike."""
     column = tl.arange(0, PADDED)
     inside = column < HALF
-    source = states + row * row_stride + head * head_stride + column
-    low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    high = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
-    # Both halves of the tables are alike.
-    turn = row * 2 * HALF + column
-    across = tl.load(cos + turn, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(sin + turn, mask=inside, other=0.0).to(tl.float32)
-    target = out + (row * tl.num_programs(1) + head) * 2 * HALF + column
-    tl.store(target, (low * across - high * up).to(out.dtype.element_ty), mask=inside)
-    tl.store(target + HALF, (high * across + low * up).to(out.dtype.element_ty), mask=inside)
+    low = tl.load(source + column, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(source + HALF + column, mask=inside, other=0.0).to(tl.float32)
+    across = tl.load(cos + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(sin + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(target + column, (low * across - high * up).to(target.dtype.element_ty), mask=inside)
+    tl.store(target + HALF + column, (high * across + low * up).to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _copy(source, target, HALF: tl.constexpr, PADDED: tl.constexpr):
+    column = tl.arange(0, PADDED)
+    inside = column < HALF
+    tl.store(target + column, tl.load(source + column, mask=inside, other=0.0), mask=inside)
+    tl.store(target + HALF + column, tl.load(source + HALF + column, mask=inside, other=0.0), mask=inside)
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -183,3 +286,39 @@ def _quantize(
     narrow = tl.clamp(values / scale, -LARGEST, LARGEST)
     tl.store(out + row * SIZE + column, narrow.to(out.dtype.element_ty), mask=inside)
     tl.store(scales + row, scale)
+
+
+_ADVANCE_TILE = 128
+
+
+def advance(numbers: torch.Tensor, tables: torch.Tensor, likeliest: torch.Tensor, blocks: Blocks) -> None:
+    """See `kernels.Kernels`."""
+    rows, width = tables.shape
+    _advance[(triton.cdiv(rows, _ADVANCE_TILE),)](
+        numbers,
+        tables,
+        likeliest,
+        numbers.stride(0),
+        tables.stride(0),
+        rows,
+        width,
+        blocks.scratch,
+        BLOCK=blocks.tokens,
+        TILE=_ADVANCE_TILE,
+    )
+
+
+@triton.jit
+def _advance(
+    numbers, tables, likeliest, stride, table_stride, rows, width, scratch, BLOCK: tl.constexpr, TILE: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    there = row < rows
+    table = tables + row * table_stride
+    moves = there & (tl.load(table, mask=there, other=0) != scratch)
+    position = tl.load(numbers + stride + row, mask=there, other=0) + 1
+    # Beyond a table's end nothing is asked for, but the inputs are made all the same.
+    block = tl.load(table + tl.minimum(position // BLOCK, width - 1), mask=there, other=0).to(tl.int64)
+    tl.store(numbers + row, tl.load(likeliest + row, mask=there, other=0), mask=moves)
+    tl.store(numbers + stride + row, position, mask=moves)
+    tl.store(numbers + 2 * stride + row, block * BLOCK + position % BLOCK, mask=moves)
