@@ -1,6 +1,7 @@
 """Decoding on an NVIDIA GPU against what its memory allows, and against transformers' continuous batching.
 
-    python bench/gpu.py [--quantization fp8] [--streams 64] [--prompt 128] [--tokens 256] [--rounds 3] [--only-argosy]
+    python bench/gpu.py [--quantization fp8] [--streams 64] [--prompt 128] [--tokens 256] [--rounds 3] [--adapters 16]
+        [--only-argosy]
 
 Needs an NVIDIA GPU with 40 GB, and nothing else from outside: the weights are random, in the shape of Llama 3 8B. Their
 values change no speed, for every token of every answer is wanted. The bound is the rate at which the device copies 4
@@ -16,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from argosy_services.engine.base import EngineInfo, Request, Sampling, StepOutpu
 from argosy_services.engine.torch_engine.config import DecoderConfig, LayerKind, RopeConfig
 from argosy_services.engine.torch_engine.engine import TorchEngine
 from argosy_services.engine.torch_engine.grammar import GrammarCompiler
+from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
 from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.models.weights import DecoderWeights, LayerWeights, LinearOf
 from argosy_services.engine.torch_engine.runners import gpu_linear, load_gpu, runs_on_gpu
@@ -47,17 +49,24 @@ LLAMA_3_8B = DecoderConfig(
     eos_token_ids=frozenset(),
     attention_scale=128**-0.5,
 )
+RANK = 16
 # A vocabulary of one letter, for the engine's grammars, which nobody asks for here.
 TOKENIZER = '{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":[]},"decoder":{"type":"ByteLevel"}}'
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`streams` requests at once, each with a prompt of `prompt` tokens and an answer of `tokens`."""
+    """`streams` requests at once, each with a prompt of `prompt` tokens and an answer of `tokens`, spread over
+    `adapters`."""
 
     streams: int
     prompt: int
     tokens: int
+    adapters: int = 0
+
+    def adapter(self, index: int) -> str | None:
+        """The key of a request's adapter: all of them in turn."""
+        return str(index % self.adapters) if self.adapters else None
 
     def prompts(self) -> list[list[int]]:
         """Random tokens, none of them twice the same for the prefix cache."""
@@ -122,6 +131,7 @@ class Argosy:
         started = time.perf_counter()
         config = LLAMA_3_8B
         loaded = load_gpu(config, weights, settings, config.max_positions)
+        self._adapters = loaded.adapters
         print(f"made ready in {time.perf_counter() - started:.1f} s, graphs captured")
         info = EngineInfo(
             engine="torch",
@@ -147,10 +157,24 @@ class Argosy:
         )
         self.engine.start(self._steps.put)
 
+    def load_adapters(self, count: int) -> None:
+        """Adapters of every projection, under the keys that `Load` names; the same numbers in different places."""
+        pairs = {
+            path: LoraPair(
+                torch.randn(RANK, inputs, dtype=torch.bfloat16) * inputs**-0.5,
+                torch.randn(outputs, RANK, dtype=torch.bfloat16) * RANK**-0.5,
+            )
+            for path, (outputs, inputs) in adaptable(LLAMA_3_8B).items()
+        }
+        for index in range(count):
+            weights = LoraWeights(f"{index:064}", RANK, ("all",), 0, pairs)
+            self.engine.load_adapter(str(index), self._adapters.prepare(weights)).result(60)
+
     def decode_rate(self, load: Load) -> float:
         """Tokens a second from the moment when every stream has its first token until one has all."""
         for index, prompt in enumerate(load.prompts()):
-            self.engine.submit(Request(str(index), prompt, load.tokens, Sampling(temperature=0.0)))
+            sampling, adapter = Sampling(temperature=0.0), load.adapter(index)
+            self.engine.submit(Request(str(index), prompt, load.tokens, sampling, adapter=adapter))
         begun: set[str] = set()
         finished, counted, started, ended = 0, 0, 0.0, 0.0
         while finished < load.streams:
@@ -237,11 +261,18 @@ def measure(options: argparse.Namespace) -> None:
     argosy = Argosy(weights, settings)
     alone = median(argosy.decode_rate, single, options.rounds)
     together = median(argosy.total_rate, many, options.rounds)
+    adapted = together
+    if options.adapters:
+        argosy.load_adapters(options.adapters)
+        adapted = median(argosy.total_rate, replace(many, adapters=options.adapters), options.rounds)
     argosy.engine.close()
     print(f"the device copies at {copied / 1e12:.2f} TB/s\n\n| what | tokens/s | against | ratio | bar |")
     print("| --- | --- | --- | --- | --- |")
     ratio = alone / bound
     print(f"| decode, one stream, {options.quantization} | {alone:.1f} | bound of {bound:.1f} | {ratio:.2f} | 0.8 |")
+    if options.adapters:
+        what = f"{many.streams} streams over {options.adapters} adapters of rank {RANK}"
+        print(f"| {what} | {adapted:.0f} | the base's {together:.0f} | {adapted / together:.2f} | |")
     if options.only_argosy:
         print(f"| {many.streams} streams | {together:.0f} | | | |")
         return
@@ -260,6 +291,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt (128)")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of an answer (256)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--adapters", type=int, default=0, help="measure so many adapters too, of all projections")
     parser.add_argument("--only-argosy", action="store_true", help="leave transformers out")
     options = parser.parse_args()
     if not torch.cuda.is_available():

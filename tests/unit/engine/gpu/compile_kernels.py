@@ -34,7 +34,7 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (rows._add_norm, {"SIZE": 4096, "PADDED": 4096, "OFFSET": False}),
     (rows._place, {"TURNED": 32, "KV_HEADS": 8, "HALF": 64, "PADDED": 64}),
     (rows._advance, {"BLOCK": 16, "TILE": 128}),
-    (one_row._multiply, {"INPUTS": 4096, "BIASED": True, "SCALED": True, "EACH": 2, "PIECE": 2048}),
+    (one_row._multiply, {"INPUTS": 4096, "BIASED": True, "SCALED": True, "MASKED": True, "EACH": 2, "PIECE": 2048}),
     (rows._gated, {"SILU": False, "ROOT": 0.8, "TILE": 1024}),
     (rows._quantize, {"SIZE": 14_336, "PADDED": 16_384, "LARGEST": 448.0, "LEAST": 1e-10}),
     (low_rank._shrink, {"TILE": 4096}),
@@ -63,7 +63,8 @@ def main() -> None:
         constants = dict(fixed)
         if "GROUP" in constants:
             dtype = torch.bfloat16 if number == "bf16" else torch.float32
-            constants["TILE"] = paged.tile(constants["SIZE_PADDED"], dtype)
+            tile = paged.decode_tile if kernel is paged._decode else paged.tile
+            constants["TILE"] = tile(constants["SIZE_PADDED"], dtype)
             if kernel is paged._prompt:
                 constants["VECTORS"] = paged.vectors(constants["SIZE"] * dtype.itemsize)
         names = [parameter.name for parameter in kernel.params]

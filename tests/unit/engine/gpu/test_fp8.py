@@ -59,18 +59,15 @@ def test_a_projection_is_the_scaled_product_of_its_operands() -> None:
     torch.testing.assert_close(linear(states), expected, atol=0.03, rtol=0.01)
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="test_triton_runner.py has it on a GPU")
 def test_a_decoder_in_fp8_answers_in_padded_batches() -> None:
-    weights = random_weights(LLAMA, torch.bfloat16, DEVICE, fp8_linear)
+    weights = random_weights(LLAMA, torch.bfloat16, linear=fp8_linear)
     assert all(isinstance(layer.down, Fp8Linear) for layer in weights.layers)
     assert len(list(weights.parameters())) == len(list(random_weights(LLAMA).parameters()))
     runner = Padded(LLAMA, weights, PlainKernels()).runner
     asked = prompts(1, 5, 40)
     together = answers(runner, asked, 12)
-    alone = [answers(runner, [prompt], 12)[0] for prompt in asked]
-    if DEVICE.type == "cpu":
-        assert alone == together
-    else:  # A row that is alone is not rounded to e4m3.
-        assert sum(one[0] == other[0] for one, other in zip(alone, together, strict=True)) >= 2
+    assert [answers(runner, [prompt], 12)[0] for prompt in asked] == together
 
 
 def test_where_it_cannot_run_is_said() -> None:

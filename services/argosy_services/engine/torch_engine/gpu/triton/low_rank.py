@@ -97,9 +97,10 @@ def _expand(
         column = tl.program_id(1) * TILE + tl.arange(0, TILE)
         inside = column < outputs
         total = tl.zeros([TILE], tl.float32)
-        for at in range(0, tl.load(ranks + slot), RANK):
+        used = tl.load(ranks + slot)
+        for at in range(0, used, RANK):
             factor = at + tl.arange(0, RANK)
-            given = tl.load(low + row * rank + factor)
+            given = tl.load(low + row * rank + factor, mask=factor < used, other=0.0)
             source = b + slot * slot_stride + column[:, None] * rank + factor[None, :]
             weights = tl.load(source, mask=inside[:, None], other=0.0).to(tl.float32)
             total += tl.sum(weights * given[None, :], axis=1)

@@ -10,13 +10,16 @@ import torch
 import triton
 import triton.language as tl
 
-# Bytes that a program reads at once, in how many numbers of a row at most; measured on an H200. Of long rows less at
-# once: more programs are at work then.
+# Bytes that a program reads at once, and how many of them from one row of the weight; rows of more numbers than `_LONG`
+# are read in shorter pieces, of more rows. Measured on an H200.
 _BYTES = 8192
-_PIECE = 2048
+_ROW_BYTES = 4096
 _LONG = 8192
-_PIECE_OF_LONG = 512
-_BYTES_OF_LONG = 2048
+_LONG_ROW_BYTES = 1024
+# Programs that fill the device, for small weights.
+_PROGRAMS = 512
+# Pieces of fewer numbers cost more than reading beyond the row's end with a mask.
+_LEAST = 512
 
 
 def multiply(
@@ -26,10 +29,13 @@ def multiply(
     plus `bias` `[out]`; gives `[1, out]`."""
     outputs, inputs = weight.shape
     out = torch.empty(1, outputs, dtype=states.dtype, device=states.device)
-    # Whole pieces of whole rows only, for a mask costs a tenth.
-    most, bytes_at_once = (_PIECE, _BYTES) if inputs <= _LONG else (_PIECE_OF_LONG, _BYTES_OF_LONG)
-    piece = min(inputs & -inputs, most)
-    each = min(outputs & -outputs, max(1, bytes_at_once // (piece * weight.itemsize)))
+    most = (_ROW_BYTES if inputs <= _LONG else _LONG_ROW_BYTES) // weight.itemsize
+    piece = min(most, triton.next_power_of_2(inputs))
+    # A mask costs a tenth.
+    if (whole := inputs & -inputs) >= _LEAST:
+        piece = min(piece, whole)
+    each = min(_BYTES // (piece * weight.itemsize), triton.next_power_of_2(outputs // _PROGRAMS))
+    each = max(1, min(each, outputs & -outputs))
     _multiply[(outputs // each,)](
         states,
         weight,
@@ -39,6 +45,7 @@ def multiply(
         INPUTS=inputs,
         BIASED=bias is not None,
         SCALED=scales is not None,
+        MASKED=inputs % piece != 0,
         EACH=each,
         PIECE=piece,
     )
@@ -55,6 +62,7 @@ def _multiply(
     INPUTS: tl.constexpr,
     BIASED: tl.constexpr,
     SCALED: tl.constexpr,
+    MASKED: tl.constexpr,
     EACH: tl.constexpr,
     PIECE: tl.constexpr,
 ):
@@ -63,8 +71,14 @@ def _multiply(
     source = weight + output[:, None].to(tl.int64) * INPUTS + column[None, :]
     total = tl.zeros([EACH, PIECE], tl.float32)
     for at in range(0, INPUTS, PIECE):
-        read = tl.load(source + at, eviction_policy="evict_first").to(tl.float32)
-        total += read * tl.load(states + at + column).to(tl.float32)[None, :]
+        if MASKED:
+            inside = at + column < INPUTS
+            read = tl.load(source + at, mask=inside[None, :], other=0.0, eviction_policy="evict_first")
+            given = tl.load(states + at + column, mask=inside, other=0.0)
+        else:
+            read = tl.load(source + at, eviction_policy="evict_first")
+            given = tl.load(states + at + column)
+        total += read.to(tl.float32) * given.to(tl.float32)[None, :]
     sums = tl.sum(total, axis=1)
     if SCALED:
         sums *= tl.load(scales + output)
