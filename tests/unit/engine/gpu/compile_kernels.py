@@ -8,6 +8,7 @@ capability gives to one program.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -39,6 +40,8 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (rows._quantize, {"SIZE": 14_336, "PADDED": 16_384, "LARGEST": 448.0, "LEAST": 1e-10}),
     (low_rank._shrink, {"TILE": 4096}),
     (low_rank._expand, {"RANK": 16, "TILE": 128}),
+    (low_rank._shrink_piece, {"ROWS": 64, "RANK": 16, "TILE": 128}),
+    (low_rank._expand_piece, {"ROWS": 64, "RANK": 16, "TILE": 128}),
 ]
 _NUMBERS = (
     *("query", "key", "value", "keys", "values", "cos", "sin", "states", "added", "total", "normed"),
@@ -47,7 +50,7 @@ _NUMBERS = (
 TYPES = {
     **dict.fromkeys(_NUMBERS, "*bf16"),
     **dict.fromkeys(("parts", "weights", "low"), "*fp32"),
-    **dict.fromkeys(("tables", "spans", "tasks", "ranks"), "*i32"),
+    **dict.fromkeys(("tables", "spans", "tasks", "ranks", "pieces"), "*i32"),
     **dict.fromkeys(("positions", "slots", "numbers", "likeliest"), "*i64"),
     **dict.fromkeys(("scale", "cap", "eps"), "fp32"),
     "out": "*bf16",
@@ -68,10 +71,14 @@ def main() -> None:
             if kernel is paged._prompt:
                 constants["VECTORS"] = paged.vectors(constants["SIZE"] * dtype.itemsize)
         names = [parameter.name for parameter in kernel.params]
-        signature = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in names}
+        # Those of several modules are numbered.
+        kinds = {name: TYPES.get(re.sub(r"_\d$", "", name), "i32") for name in names}
+        signature = {name: "constexpr" if name in constants else kind for name, kind in kinds.items()}
         signature = {name: kind.replace("bf16", number) for name, kind in signature.items()}
         if kernel is rows._quantize:
             signature["out"] = "*fp8e4nv"
+        if "ROWS" in constants:
+            signature["low"] = signature["a" if "a" in names else "b"]
         source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
         compiled: Any = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         if compiled.metadata.shared > SHARED_BYTES[capability]:

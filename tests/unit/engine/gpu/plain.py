@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from argosy_services.engine.torch_engine.config import Activation
@@ -60,13 +62,22 @@ class PlainKernels:
         return [(index, 0) for index in range(len(counts))]
 
     def add_low_rank(
-        self, states: torch.Tensor, out: torch.Tensor, factors: Factors, slots: torch.Tensor, ranks: torch.Tensor
+        self, states: torch.Tensor, outs: Sequence[torch.Tensor], factors: Sequence[Factors], slots: torch.Tensor
     ) -> None:
-        for row, slot in enumerate(slots.tolist()):
-            if slot >= 0:
-                rank = int(ranks[slot])
-                a, b = factors.a[slot, :rank].float(), factors.b[slot, :, :rank].float()
-                out[row] = (out[row].float() + b @ (a @ states[row].float())).to(out.dtype)
+        for out, of in zip(outs, factors, strict=True):
+            for row, slot in enumerate(slots.tolist()):
+                if slot >= 0:
+                    rank = int(of.ranks[slot])
+                    a, b = of.a[slot, :rank].float(), of.b[slot, :, :rank].float()
+                    out[row] = (out[row].float() + b @ (a @ states[row].float())).to(out.dtype)
+
+    def add_low_rank_pieces(
+        self, states: torch.Tensor, outs: Sequence[torch.Tensor], factors: Sequence[Factors], pieces: torch.Tensor
+    ) -> None:
+        slots = torch.full((len(states),), -1)
+        for first, count, slot in pieces.tolist():
+            slots[first : first + count] = slot
+        self.add_low_rank(states, outs, factors, slots)
 
     def advance(self, numbers: torch.Tensor, tables: torch.Tensor, likeliest: torch.Tensor, blocks: Blocks) -> None:
         for row, table in enumerate(tables.tolist()):

@@ -219,21 +219,65 @@ def test_pieces_of_prompts(kernels: Any, dtype: torch.dtype, scoring: Scoring, s
     compare(kernels.attend_prompts(query.to(DEVICE), on_device(of), prompts, scoring), expected)
 
 
+def low_rank(dtype: torch.dtype, inputs: int, *outputs: int) -> list[Factors]:
+    """Factors of three slots for some modules, whose ranks differ; a module may be left as it is."""
+    made = []
+    for module, size in enumerate(outputs):
+        ranks = torch.tensor([4, 32, 17] if module == 0 else [0, 17, 32 * (module % 2)], dtype=torch.int32)
+        factors = Factors(
+            draw(3, 32, inputs, dtype=dtype, seed=module) * 0.05, draw(3, size, 32, dtype=dtype, seed=9) * 0.2, ranks
+        )
+        for slot, rank in enumerate(ranks.tolist()):
+            factors.a[slot, rank:] = 0
+            factors.b[slot, :, rank:] = 0
+        made.append(factors)
+    return made
+
+
+def placed(factors: list[Factors]) -> list[Factors]:
+    """The same side by side in one memory, as slots have it."""
+    parts = [part.flatten(1) for each in factors for part in (each.a, each.b)]
+    memory = torch.cat(parts, dim=1).to(DEVICE)
+    pieces = memory.split([part.shape[1] for part in parts], dim=1)
+    return [
+        Factors(a.view(each.a.shape), b.view(each.b.shape), each.ranks.to(DEVICE))
+        for each, a, b in zip(factors, pieces[::2], pieces[1::2], strict=True)
+    ]
+
+
+def leave_garbage(*shape: int) -> None:
+    """What memory held before must not matter."""
+    torch.full(shape, float("nan"), device=DEVICE)
+
+
 @DTYPES
-def test_low_rank_products(kernels: Any, dtype: torch.dtype) -> None:
-    factors = Factors(draw(3, 32, 300, dtype=dtype, seed=1) * 0.05, draw(3, 140, 32, dtype=dtype, seed=2) * 0.2)
-    ranks = torch.tensor([4, 32, 17], dtype=torch.int32)
-    for slot, rank in enumerate(ranks.tolist()):
-        factors.a[slot, rank:] = 0
-        factors.b[slot, :, rank:] = 0
-    slots = torch.tensor([1, -1, 0, 2, 1])
-    states, fused = draw(5, 300, dtype=dtype), draw(5, 200, dtype=dtype, seed=3)
+@pytest.mark.parametrize("sizes", [(140,), (140, 33), (140, 30, 257)])
+def test_low_rank_products(kernels: Any, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    factors, slots = low_rank(dtype, 300, *sizes), torch.tensor([1, -1, 0, 2, 1])
+    states, fused = draw(5, 300, dtype=dtype), draw(5, 30 + sum(sizes), dtype=dtype, seed=3)
     given, expected = fused.clone().to(DEVICE), fused.clone()
-    PlainKernels().add_low_rank(states, expected[:, 30:170], factors, slots, ranks)
-    on = Factors(factors.a.to(DEVICE), factors.b.to(DEVICE))
-    # What memory held before must not matter.
-    torch.full((5, 32), float("nan"), device=DEVICE)
-    kernels.add_low_rank(states.to(DEVICE), given[:, 30:170], on, slots.to(DEVICE), ranks.to(DEVICE))
+    PlainKernels().add_low_rank(states, expected[:, 30:].split(sizes, dim=1), factors, slots)
+    leave_garbage(len(sizes), 5, 32)
+    outs = given[:, 30:].split(sizes, dim=1)
+    kernels.add_low_rank(states.to(DEVICE), outs, placed(factors), slots.to(DEVICE))
     compare(given, expected)
     assert torch.equal(given[1].cpu(), fused[1]), "a row without adapter stays as it is"
+    assert torch.equal(given[:, :30].cpu(), fused[:, :30]), "and so do other columns"
     assert (given[0].cpu() - fused[0]).abs().max() > 0.1
+
+
+@PRODUCTS
+def test_low_rank_products_of_pieces(kernels: Any, dtype: torch.dtype) -> None:
+    sizes = (140, 33)
+    factors = low_rank(dtype, 300, *sizes)
+    states, fused = draw(160, 300, dtype=dtype), draw(160, 30 + sum(sizes), dtype=dtype, seed=3)
+    given, expected = fused.clone().to(DEVICE), fused.clone()
+    pieces = torch.tensor([[3, 64, 1], [67, 20, 1], [90, 1, 0], [91, 40, 2]], dtype=torch.int32)
+    PlainKernels().add_low_rank_pieces(states, expected[:, 30:].split(sizes, dim=1), factors, pieces)
+    leave_garbage(160, 32)
+    outs = given[:, 30:].split(sizes, dim=1)
+    kernels.add_low_rank_pieces(states.to(DEVICE), outs, placed(factors), pieces.to(DEVICE))
+    compare(given, expected)
+    untouched = [*range(3), *range(87, 90), *range(131, 160)]
+    assert torch.equal(given[untouched].cpu(), fused[untouched])
+    assert (given[3].cpu() - fused[3]).abs().max() > 0.1

@@ -75,6 +75,8 @@ def test_adapters_that_come_and_go_change_their_rows_only() -> None:
     with pytest.raises(ArgosyError) as refused:
         padded.adapters.put("d", padded.adapters.prepare(adapters["c"]))
     assert refused.value.reason is Reason.ADAPTER_SLOTS_FULL
+    assert len(padded.adapters) == 3
+    padded.adapters.put("b", padded.adapters.prepare(adapters["b"]))
     of = ("a", None, "b", "c", "a", None, "b")
     expected = answers(plain.runner, asked, 20, of)
     assert answers(padded.runner, asked, 20, of) == expected

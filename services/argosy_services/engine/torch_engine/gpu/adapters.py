@@ -8,31 +8,32 @@ from dataclasses import dataclass
 import torch
 
 from argosy_services.engine.torch_engine.config import DecoderConfig
-from argosy_services.engine.torch_engine.gpu.kernels import RANK_TILE, Factors, Kernels
-from argosy_services.engine.torch_engine.lora.reader import LoraPair, LoraWeights
-from argosy_services.engine.torch_engine.lora.slots import AdapterSlots, BatchAdapters
+from argosy_services.engine.torch_engine.gpu.kernels import PIECE_ROWS, RANK_TILE, Factors, Kernels
+from argosy_services.engine.torch_engine.lora.reader import LoraWeights
+from argosy_services.engine.torch_engine.lora.slots import slots_full
+from argosy_services.engine.torch_engine.models.decoder import Adapters
 from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.step import Work
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedAdapter:
-    """A validated adapter (`engine.base.AdapterWeights`) as the content of a slot, `[numbers]` on the device; `paths`
-    are the modules that it changes."""
+    """A validated adapter (`engine.base.AdapterWeights`) as the content of a slot, `[numbers]` on the device. `ranks`
+    int32 `[modules]` are those of each module, 0 for one that it leaves as it is."""
 
     version: str
     rank: int
     target_modules: tuple[str, ...]
     size_bytes: int
-    paths: tuple[str, ...]
+    ranks: torch.Tensor
     content: torch.Tensor
 
 
 class GpuAdapters:
     """The adapters that are in the engine. `prepare` is for any thread, the rest for the engine's.
 
-    Each slot has room for an adapter of the largest rank on every projection. Decoding rows find the factors by slot
-    (`of_rows`), pieces of prompts by key (`of_batch`).
+    Each slot has room for an adapter of the largest rank on every projection. Decoding rows find the factors by a
+    tensor of slots (`of_rows`), pieces of prompts by the slots of their sequences (`of_batch`).
     """
 
     prepared = PlacedAdapter
@@ -42,58 +43,53 @@ class GpuAdapters:
     ) -> None:
         self._dtype = dtype
         self._device = device
-        self._held = AdapterSlots(limit)
+        self._limit = limit
         self._slots: dict[str, int] = {}
         self._free = list(range(limit - 1, -1, -1))
         self._rank = -(-max_rank // RANK_TILE) * RANK_TILE
         self._shapes = adaptable(config)
         self._size = self._rank * sum(outputs + inputs for outputs, inputs in self._shapes.values())
         self._memory = torch.zeros(limit, self._size, dtype=dtype, device=device)
-        self._ranks = torch.zeros(limit, dtype=torch.int32, device=device)
-        self._factors = self._views(self._memory)
+        self._ranks = torch.zeros(len(self._shapes), limit, dtype=torch.int32, device=device)
+        self._factors = self._views(self._memory, self._ranks)
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __contains__(self, key: str) -> bool:
-        return key in self._held
+        return key in self._slots
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._slots)
 
     def prepare(self, weights: LoraWeights) -> PlacedAdapter:
         """Lays an adapter out as a slot has it, and sends it to the device without holding up the engine's work."""
         content = torch.zeros(1, self._size, dtype=self._dtype)
-        views = self._views(content)
+        ranks = torch.zeros(len(self._shapes), 1, dtype=torch.int32)
+        views = self._views(content, ranks)
         for path, pair in weights.modules.items():
             rank = pair.a.shape[0]
             views[path].a[0, :rank] = pair.a
             views[path].b[0, :, :rank] = pair.b
+            views[path].ranks[0] = rank
+        ranks, content = self._send(ranks[:, 0], content[0])
         return PlacedAdapter(
-            weights.version,
-            weights.rank,
-            weights.target_modules,
-            weights.size_bytes,
-            tuple(weights.modules),
-            self._send(content[0]),
+            weights.version, weights.rank, weights.target_modules, weights.size_bytes, ranks=ranks, content=content
         )
 
     def put(self, key: str, adapter: PlacedAdapter) -> None:
         """Takes a slot: one copy within the device. Raises ADAPTER_SLOTS_FULL."""
-        rank = adapter.rank
-        slot = self._free[-1] if self._free else 0
-        pairs = {
-            path: LoraPair(self._factors[path].a[slot, :rank], self._factors[path].b[slot, :, :rank])
-            for path in adapter.paths
-        }
-        self._held.put(key, LoraWeights(adapter.version, rank, adapter.target_modules, adapter.size_bytes, pairs))
-        self._slots[key] = self._free.pop()
+        if key not in self._slots:
+            if not self._free:
+                raise slots_full(self._limit)
+            self._slots[key] = self._free.pop()
+        slot = self._slots[key]
         if self._uploads is not None:
-            adapter.content.record_stream(torch.cuda.current_stream(self._device))
+            for tensor in (adapter.content, adapter.ranks):
+                tensor.record_stream(torch.cuda.current_stream(self._device))
         self._memory[slot] = adapter.content
-        self._ranks[slot] = rank
+        self._ranks[:, slot] = adapter.ranks
 
     def drop(self, key: str) -> None:
         """Frees a slot; a key that has none is ignored."""
-        self._held.drop(key)
         if key in self._slots:
             self._free.append(self._slots.pop(key))
 
@@ -102,51 +98,74 @@ class GpuAdapters:
         key = work.sequence.request.adapter
         return -1 if key is None else self._slots[key]
 
-    def of_rows(self, slots: torch.Tensor, kernels: Kernels) -> RowAdapters:
+    def of_rows(self, slots: torch.Tensor, kernels: Kernels) -> Adapters:
         """The adapters of rows by their `slots`, int64 `[rows]`."""
-        return RowAdapters(self._factors, slots, self._ranks, kernels)
+        return _RowAdapters(self._factors, slots, kernels)
 
-    def of_batch(self, work: Sequence[Work]) -> BatchAdapters:
+    def of_batch(self, work: Sequence[Work], kernels: Kernels) -> Adapters:
         """The adapters of pieces of prompts."""
-        return self._held.of_batch(work, self._device)
+        pieces: list[tuple[int, int, int]] = []
+        row = 0
+        for item in work:
+            if (slot := self.slot(item)) >= 0:
+                firsts = range(0, item.count, PIECE_ROWS)
+                pieces += [(row + first, min(PIECE_ROWS, item.count - first), slot) for first in firsts]
+            row += item.count
+        if not pieces:
+            return NoAdapters()
+        return _PieceAdapters(self._factors, torch.tensor(pieces, dtype=torch.int32, device=self._device), kernels)
 
-    def _views(self, memory: torch.Tensor) -> dict[str, Factors]:
-        """Each module's factors in `memory` `[slots, numbers]`."""
+    def _views(self, memory: torch.Tensor, ranks: torch.Tensor) -> dict[str, Factors]:
+        """Each module's factors in `memory` `[slots, numbers]`, and its row of `ranks` `[modules, slots]`."""
         views: dict[str, Factors] = {}
         slots, place, rank = len(memory), 0, self._rank
-        for path, (outputs, inputs) in self._shapes.items():
+        for module, (path, (outputs, inputs)) in enumerate(self._shapes.items()):
             middle, end = place + rank * inputs, place + rank * (inputs + outputs)
             views[path] = Factors(
-                memory[:, place:middle].view(slots, rank, inputs), memory[:, middle:end].view(slots, outputs, rank)
+                memory[:, place:middle].view(slots, rank, inputs),
+                memory[:, middle:end].view(slots, outputs, rank),
+                ranks[module],
             )
             place = end
         return views
 
-    def _send(self, content: torch.Tensor) -> torch.Tensor:
+    def _send(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         if self._uploads is None:
-            return content
+            return list(tensors)
         with torch.cuda.stream(self._uploads):
-            sent = content.pin_memory().to(self._device, non_blocking=True)
+            sent = [tensor.pin_memory().to(self._device, non_blocking=True) for tensor in tensors]
         self._uploads.synchronize()
         return sent
 
 
-class RowAdapters:
-    """Adds each row's product by its slot; see `models.decoder.Adapters`."""
+class _RowAdapters:
+    """Adds each row's products by its slot; see `models.decoder.Adapters`."""
 
-    def __init__(self, factors: dict[str, Factors], slots: torch.Tensor, ranks: torch.Tensor, kernels: Kernels) -> None:
+    def __init__(self, factors: dict[str, Factors], slots: torch.Tensor, kernels: Kernels) -> None:
         self._factors = factors
         self._slots = slots
-        self._ranks = ranks
         self._kernels = kernels
 
-    def add(self, module: str, states: torch.Tensor, out: torch.Tensor) -> None:
-        """Adds to `out` in place, which may be a view into a fused projection's output."""
-        self._kernels.add_low_rank(states, out, self._factors[module], self._slots, self._ranks)
+    def add(self, modules: Sequence[str], states: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
+        """See `models.decoder.Adapters`."""
+        self._kernels.add_low_rank(states, outs, [self._factors[module] for module in modules], self._slots)
+
+
+class _PieceAdapters:
+    """Adds the products of pieces of prompts; see `models.decoder.Adapters`."""
+
+    def __init__(self, factors: dict[str, Factors], pieces: torch.Tensor, kernels: Kernels) -> None:
+        self._factors = factors
+        self._pieces = pieces
+        self._kernels = kernels
+
+    def add(self, modules: Sequence[str], states: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
+        """See `models.decoder.Adapters`."""
+        self._kernels.add_low_rank_pieces(states, outs, [self._factors[module] for module in modules], self._pieces)
 
 
 class NoAdapters:
     """Rows without any; see `models.decoder.Adapters`."""
 
-    def add(self, module: str, states: torch.Tensor, out: torch.Tensor) -> None:
+    def add(self, modules: Sequence[str], states: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
         """Nothing to add."""

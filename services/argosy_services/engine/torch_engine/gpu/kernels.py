@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from argosy_services.engine.torch_engine.models.rope import Turn
 
 # Ranks of adapters are rounded up to a multiple of it.
 RANK_TILE = 16
+# Rows of a prompt that are multiplied with an adapter's factors at once.
+PIECE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,12 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """One module's factors of all adapters: `a` `[slots, rank, in]` and `b` `[slots, out, rank]`."""
+    """One module's factors of all adapters: `a` `[slots, rank, in]` and `b` `[slots, out, rank]`. Of each slot so many
+    are in use as `ranks` int32 `[slots]` says, the others are zeros."""
 
     a: torch.Tensor
     b: torch.Tensor
+    ranks: torch.Tensor
 
 
 class Kernels(Protocol):
@@ -113,11 +118,25 @@ class Kernels(Protocol):
         ...
 
     def add_low_rank(
-        self, states: torch.Tensor, out: torch.Tensor, factors: Factors, slots: torch.Tensor, ranks: torch.Tensor
+        self,
+        states: torch.Tensor,
+        outs: Sequence[torch.Tensor],
+        factors: Sequence[Factors],
+        slots: torch.Tensor,
     ) -> None:
-        """Adds to `out` `[rows, out]`, in place, the product of `states` `[rows, in]` with the factors of each row's
-        slot, int64 `[rows]`, -1 for a row without adapter. `ranks` int32 `[slots]` says how many of a slot's factors
-        are in use."""
+        """Adds to each of up to three `outs` `[rows, out]`, in place, the product of `states` `[rows, in]` with the
+        factors of each row's slot, int64 `[rows]`, -1 for a row without adapter."""
+        ...
+
+    def add_low_rank_pieces(
+        self,
+        states: torch.Tensor,
+        outs: Sequence[torch.Tensor],
+        factors: Sequence[Factors],
+        pieces: torch.Tensor,
+    ) -> None:
+        """The same for rows that come in pieces of one adapter: int32 `[pieces, 3]` are a first row, a number of rows
+        of at most `PIECE_ROWS`, and a slot."""
         ...
 
     def advance(self, numbers: torch.Tensor, tables: torch.Tensor, likeliest: torch.Tensor, blocks: Blocks) -> None:

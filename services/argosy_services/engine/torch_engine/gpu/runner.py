@@ -94,7 +94,7 @@ class _Batch:
         self._tokens = torch.tensor(tokens, device=decoder.device)
         self._positions = torch.tensor(positions, device=decoder.device)
         self._attention = PromptAttention(decoder.config, pool, decoder.kernels, work, decoder.device)
-        self._adapters = adapters.of_batch(work)
+        self._adapters = adapters.of_batch(work, decoder.kernels)
 
     def hidden(self) -> torch.Tensor:
         """Final hidden states `[tokens, hidden]`."""

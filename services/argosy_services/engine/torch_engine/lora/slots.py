@@ -107,13 +107,14 @@ class BatchAdapters:
     def __init__(self, groups: Sequence[_Group]) -> None:
         self._groups = groups
 
-    def add(self, module: str, states: torch.Tensor, out: torch.Tensor) -> None:
-        """Adds to `out` in place, which may be a view into a fused projection's output."""
+    def add(self, modules: Sequence[str], states: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
+        """See `models.decoder.Adapters`."""
         for group in self._groups:
-            pair = group.weights.modules.get(module)
-            if pair is None:
-                continue
-            if group.rows is None:
-                out += (states @ pair.a.T) @ pair.b.T
-            else:
-                out.index_add_(0, group.rows, (states[group.rows] @ pair.a.T) @ pair.b.T)
+            for module, out in zip(modules, outs, strict=True):
+                pair = group.weights.modules.get(module)
+                if pair is None:
+                    continue
+                if group.rows is None:
+                    out.add_((states @ pair.a.T) @ pair.b.T)
+                else:
+                    out.index_add_(0, group.rows, (states[group.rows] @ pair.a.T) @ pair.b.T)

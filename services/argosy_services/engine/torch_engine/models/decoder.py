@@ -6,7 +6,7 @@ this module knows neither blocks nor slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -42,8 +42,9 @@ class Attention(Protocol):
 class Adapters(Protocol):
     """Adds the low-rank products of a batch's adapters."""
 
-    def add(self, module: str, states: torch.Tensor, out: torch.Tensor) -> None:
-        """Adds each row's adapter product for `module` to `out` `[tokens, out_features]`, in place."""
+    def add(self, modules: Sequence[str], states: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
+        """Adds each row's adapter products for `modules`, all of `states` `[tokens, in_features]`, to their `outs`
+        `[tokens, out_features]`, in place. They may be parts of a fused projection's output."""
         ...
 
 
@@ -80,7 +81,7 @@ class Decoder:
             query, key, value = self._qkv(layer, modules, normed, adapters)
             attended = attention(index, query, key, value, turns[index])
             output = layer.output(attended)
-            adapters.add(modules.output, attended, output)
+            adapters.add((modules.output,), attended, (output,))
             if layer.attention_post_norm is not None:
                 output = self._norm(output, layer.attention_post_norm)
             states, normed = self._added(states, output, layer.mlp_norm)
@@ -110,8 +111,7 @@ class Decoder:
         config = self.config
         sizes = (config.heads * config.head_dim, *(2 * (config.kv_heads * config.head_dim,)))
         parts = layer.qkv(normed).split(sizes, dim=-1)
-        for module, part in zip((modules.query, modules.key, modules.value), parts, strict=True):
-            adapters.add(module, normed, part)
+        adapters.add((modules.query, modules.key, modules.value), normed, parts)
         query, key, value = (part.unflatten(-1, (-1, config.head_dim)) for part in parts)
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
@@ -119,11 +119,10 @@ class Decoder:
 
     def _mlp(self, layer: LayerWeights, modules: ModuleNames, normed: torch.Tensor, adapters: Adapters) -> torch.Tensor:
         gate, up = layer.gate_up(normed).chunk(2, dim=-1)
-        adapters.add(modules.gate, normed, gate)
-        adapters.add(modules.up, normed, up)
+        adapters.add((modules.gate, modules.up), normed, (gate, up))
         inner = self._gated(gate, up)
         output = layer.down(inner)
-        adapters.add(modules.down, inner, output)
+        adapters.add((modules.down,), inner, (output,))
         return output
 
     # What a device may have kernels for; see gpu/decoder.py.
