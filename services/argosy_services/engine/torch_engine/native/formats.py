@@ -14,6 +14,7 @@ from argosy_services.engine.torch_engine.native.emit import (
     I16X,
     I32,
     I32X,
+    I64,
     LANES,
     Body,
     Cell,
@@ -46,13 +47,19 @@ Tile = list[list[Value]]
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a tile's operands are, `inputs` at the first row of a panel. Weights `ahead` bytes further on are asked for
-    early, none where it is None. `scales` and `offsets` belong to groups of `group` quantized inputs, see `rows.py`."""
+    """Where a tile's operands are, `inputs` at the first row of a panel. `scales` and `offsets` belong to groups of
+    `group` quantized inputs, see `rows.py`.
+
+    Memory is asked for before it is used. Either weights `ahead` bytes further on, as fast as those of the tile are
+    read; or, slower, a line of each of `asked` for a step's lines, in which `origin` are the tile's weights.
+    """
 
     weights: Value
     inputs: Value
     size: Value
-    ahead: Value
+    ahead: Value = None
+    asked: tuple[Value, ...] = ()
+    origin: Value = None
     scales: Value = None
     offsets: Value = None
     group: Value = GROUP
@@ -79,6 +86,12 @@ class Format(ABC):
     @abstractmethod
     def together(self) -> int:
         """Neighbouring inputs that are multiplied at once: 32 bits of them."""
+
+    @property
+    def lines(self) -> int:
+        """Cache lines of a step's weights, 1 for less than one."""
+        width = 4 if self.processor.wide else self.together
+        return max(1, self.processor.vectors * LANES * width // LINE)
 
     def group(self, get: Reader) -> Value:
         """How many inputs share a scale. A number that is known when a kernel is made lets its loops be shorter."""
@@ -127,8 +140,9 @@ class Exact(Format):
         height, unroll = (_APART, 1) if apart else (rows, _UNROLL)
         sums: Tile = []
         for first in range(0, rows, height):
-            ahead = None if first else operands.ahead
-            some = replace(operands, inputs=body.at(operands.inputs, first * LINE), ahead=ahead)
+            some = replace(operands, inputs=body.at(operands.inputs, first * LINE))
+            if first:
+                some = replace(some, ahead=None, asked=())
             sums += self._sums(body, min(height, rows - first), some, unroll)
         return sums
 
@@ -286,6 +300,12 @@ def _lines(body: Body, kind: ir.VectorType, operands: Operands, start: Value, co
     width = kind.count * bytes_of(kind.element)
     step_bytes = body.processor.vectors * width
     together = body.at(operands.weights, body.mul(start, step_bytes))
+    if operands.asked:
+        lines = max(1, step_bytes // LINE)
+        done = body.div(body.sub(body.builder.ptrtoint(together, I64), operands.origin), lines)
+        for pointer in operands.asked:
+            for place in range(0, count * step_bytes // lines, LINE):
+                body.prefetch(pointer, body.add(done, place))
     for step in range(count):
         places = range(step * step_bytes, (step + 1) * step_bytes, width)
         if operands.ahead is not None:

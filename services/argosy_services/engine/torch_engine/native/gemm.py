@@ -28,8 +28,8 @@ from argosy_services.engine.torch_engine.native.panels import PANEL
 HEIGHT = PANEL
 ROWS = 22 * HEIGHT
 # With so few rows the time goes into reading weights, which are asked for so many bytes ahead of their use. More rows
-# leave time to ask for the whole chunk that the thread takes next, and for factors of adapters; prompts multiply each
-# weight so often that they need nothing.
+# leave time to ask for the whole chunk that the thread takes next, and still more for the factors of adapters too;
+# prompts multiply each weight so often that they need nothing.
 _FEW = 2
 _AHEAD = 2_048
 
@@ -56,7 +56,7 @@ def emit_product(module: Module, form: Format) -> None:
     def weights(stream: Value) -> Value:
         return body.at(get.pointer("weights"), body.mul(stream, stream_bytes))
 
-    def tile(stream: Value, row: Value, rows: int, ahead: Value) -> None:
+    def tile(stream: Value, row: Value, rows: int, ahead: Value = None, asked: tuple[Value, ...] = ()) -> None:
         """Computes `rows` rows of a stream."""
         column_bytes = body.mul(stream, columns * 4)
         operands = Operands(
@@ -66,6 +66,8 @@ def emit_product(module: Module, form: Format) -> None:
             offsets=body.at(places["offsets"], body.mul(row, groups)),
             size=size,
             ahead=ahead,
+            asked=asked,
+            origin=body.builder.ptrtoint(weights(stream), I64),
             group=group,
         )
         sums = form.multiply(body, rows, operands)
@@ -83,15 +85,20 @@ def emit_product(module: Module, form: Format) -> None:
 
     whole = body.sub(last, body.rem(body.sub(last, first), HEIGHT))
     rest = body.sub(last, whole)
+    tiles = body.div(body.sub(whole, first), HEIGHT)
     many = body.less(ROWS, total)
-    following = _Following(body, get, step, more=body.sub(body.div(body.sub(whole, first), HEIGHT), 1))
+    some = body.builder.and_(body.builder.not_(many), body.less(form.lines - 1, tiles))
+    following = _Following(body, get, step, tiles=tiles, piece=body.div(stream_bytes, form.lines), pieces=form.lines)
     start = body.mul(chunk, streams)
     with body.loop(start, body.add(start, streams)) as stream:
         with body.when(many), body.loop(first, whole, HEIGHT) as row:
-            tile(stream, row, HEIGHT, None)
-        with body.when(body.builder.not_(many)), body.loop(first, whole, HEIGHT) as row:
+            tile(stream, row, HEIGHT)
+        with body.when(some), body.loop(first, whole, HEIGHT) as row:
             index = body.div(body.sub(row, first), HEIGHT)
-            tile(stream, row, HEIGHT, following.offset(weights(stream), stream, stream_bytes, index))
+            tile(stream, row, HEIGHT, asked=following.asked(weights(stream), stream, index))
+        if form.lines > 1:
+            with body.when(body.builder.not_(body.builder.or_(many, some))), body.loop(first, whole, HEIGHT) as row:
+                tile(stream, row, HEIGHT, ahead)
         for rows in range(1, HEIGHT):
             with body.when(body.equal(rest, rows)):
                 tile(stream, whole, rows, _AHEAD if rows <= _FEW else ahead)
@@ -99,32 +106,35 @@ def emit_product(module: Module, form: Format) -> None:
 
 
 class _Following:
-    """What a tile asks for while it is computed, as an offset from its weights.
+    """What the tiles of a step of some rows ask for while they are computed.
 
-    The first one of a stream asks for the chunk that the thread takes next. The others, which find the weights in the
-    cache, ask for the factors of the step's adapters that come after this product: each for as many bytes as it reads
-    itself, until all have been asked for.
+    Both the chunk that the thread takes next and the factors of the step's adapters that come after the product are
+    divided into pieces, and each tile asks for one of both: asked for faster, they would hold up the product, which has
+    its own weights to read.
     """
 
-    def __init__(self, body: Body, get: Reader, step: Value, *, more: Value) -> None:
-        """`more` is the number of whole tiles of a stream beside the first one."""
-        self._body, self._get, self._step, self._more = body, get, step, more
+    def __init__(self, body: Body, get: Reader, step: Value, *, tiles: Value, piece: Value, pieces: int) -> None:
+        """`tiles` are those of one stream. A piece has `piece` bytes, a stream's weights have `pieces` of them."""
+        self._body, self._get, self._step = body, get, step
+        self._tiles, self._piece, self._pieces = tiles, piece, pieces
         adapted = body.load(I64, step, 8 * Tasks.ADAPTED_ONE)
         self._tasks = body.builder.select(body.equal(get("table"), 0), body.int(0), adapted)
 
-    def offset(self, weights: Value, stream: Value, size: Value, index: Value) -> Value:
-        """For the tile `index` of one stream of `size` bytes."""
+    def asked(self, weights: Value, stream: Value, index: Value) -> tuple[Value, ...]:
+        """Where the pieces begin that the tile `index` of a stream asks for. Where nothing is left to ask for, these
+        are the tile's own weights."""
         body, get = self._body, self._get
-        chosen = body.cell(I64, get("ahead"))
-        wanted = body.builder.and_(body.less(0, index), body.less(0, self._tasks))
-        with body.when(wanted):
-            piece = body.add(body.mul(stream, self._more), body.sub(index, 1))
-            *_, slot = adapter_task(body, self._step, body.rem(piece, self._tasks))
+        own = body.builder.ptrtoint(weights, I64)
+        chunk = body.add(own, get("ahead"), body.mul(index, self._piece))
+        chunk = body.builder.select(body.less(index, self._pieces), chunk, own)
+        factors = body.cell(I64, own)
+        with body.when(body.less(0, self._tasks)):
+            number = body.add(body.mul(stream, self._tiles), index)
+            *_, slot = adapter_task(body, self._step, body.rem(number, self._tasks))
             first, end = (
                 body.load(I64, adapter_entry(body, get, slot, get(name)), 8 * field)
                 for name, field in (("first_module", AdapterField.DOWN), ("last_module", AdapterField.END))
             )
-            place = body.add(first, body.mul(body.div(piece, self._tasks), size))
-            offset = body.sub(place, body.builder.ptrtoint(weights, I64))
-            chosen.set(body.builder.select(body.less(place, end), offset, get("ahead")))
-        return chosen.get()
+            place = body.add(first, body.mul(body.div(number, self._tasks), self._piece))
+            factors.set(body.builder.select(body.less(place, end), place, own))
+        return tuple(body.builder.inttoptr(each, PTR) for each in (chunk, factors.get()))
