@@ -21,6 +21,7 @@ from argosy_services.agents.data import as_data
 from argosy_services.agents.memory import Observation, ToolRequest
 from argosy_services.agents.ports import ChatModel, Chunk, Completion
 from argosy_services.agents.runlog import RunLog
+from argosy_services.agents.together import together
 from argosy_services.agents.tools.base import (
     Effect,
     InvalidArgumentsError,
@@ -199,14 +200,11 @@ class Work:
         branches = [self.branch() for _ in requests]
         if len(requests) == 1:
             return [(requests[0], await self._use(requests[0], branches[0]))]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._use(request, branch))
-                    for request, branch in zip(requests, branches, strict=True)
-                ]
-        except* BudgetSpentError as spent:
-            raise spent.exceptions[0] from None
+        async with together(BudgetSpentError) as group:
+            tasks = [
+                group.create_task(self._use(request, branch))
+                for request, branch in zip(requests, branches, strict=True)
+            ]
         return [(request, task.result()) for request, task in zip(requests, tasks, strict=True)]
 
     def _request(self, one: ToolCall) -> ToolRequest:

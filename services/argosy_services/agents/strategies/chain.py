@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 
 from argosy_services.agents.budget import BudgetSpentError
 from argosy_services.agents.strategies import direct
 from argosy_services.agents.strategies.result import Result
+from argosy_services.agents.together import together
 from argosy_services.agents.types import ChainPrompt
 from argosy_services.agents.work import Work
 
@@ -35,14 +35,11 @@ async def _ask(work: Work, prompt: ChainPrompt, answers: Mapping[str, str]) -> s
         return await direct.answer(work, filled(prompt.template, answers), shown=True)
     items = [line.strip() for line in answers[prompt.for_each].splitlines() if line.strip()][:MAX_ITEMS]
     branches = [work.branch() for _ in items]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(direct.answer(branch, filled(prompt.template, {**answers, "item": item})))
-                for branch, item in zip(branches, items, strict=True)
-            ]
-    except* BudgetSpentError as spent:
-        raise spent.exceptions[0] from None
+    async with together(BudgetSpentError) as group:
+        tasks = [
+            group.create_task(direct.answer(branch, filled(prompt.template, {**answers, "item": item})))
+            for branch, item in zip(branches, items, strict=True)
+        ]
     return "\n".join(" ".join(task.result().split()) for task in tasks)
 
 

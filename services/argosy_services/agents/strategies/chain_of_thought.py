@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from argosy_services.agents.actions import answer_form, parse_answer
 from argosy_services.agents.budget import BudgetSpentError
 from argosy_services.agents.prompt import load_texts
 from argosy_services.agents.strategies.result import Result
+from argosy_services.agents.together import together
 from argosy_services.agents.types import Outcome
 from argosy_services.agents.work import Ask, Work
 from argosy_services.tokenization.types import ChatMessage, Role
@@ -32,11 +32,8 @@ async def follow(work: Work) -> Result:
             return Result(await _reason(work, work.spec.temperature, shown=True))
         temperature = work.spec.temperature or _VOTING_TEMPERATURE
         branches = [work.branch() for _ in range(work.spec.votes)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_reason(branch, temperature, shown=False)) for branch in branches]
-        except* BudgetSpentError as spent:
-            raise spent.exceptions[0] from None
+        async with together(BudgetSpentError) as group:
+            tasks = [group.create_task(_reason(branch, temperature, shown=False)) for branch in branches]
         return Result(vote([task.result() for task in tasks]))
 
 

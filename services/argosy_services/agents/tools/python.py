@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from argosy_services.agents.together import together
 from argosy_services.agents.tools.base import Arguments, BuiltInTool, ToolError
 from argosy_services.agents.tools.sandbox_child import EX_CONFIG
 
@@ -77,13 +78,11 @@ async def _run(code: str) -> tuple[int, str, str]:
             start_new_session=True,
         )
         try:
-            async with asyncio.TaskGroup() as group:
+            async with together(ToolError) as group:
                 output = group.create_task(_read(process.stdout))
                 problem = group.create_task(_read(process.stderr))
                 group.create_task(_feed(process.stdin, code.encode()))
             return await process.wait(), output.result(), problem.result()
-        except* ToolError as failed:
-            raise failed.exceptions[0] from None
         finally:
             _end(process)
             # Empties the pipes as well, without which it would not count as ended.
