@@ -41,20 +41,22 @@ def run_step(scheduler: Scheduler) -> list[Work]:
 
 
 LOADS = st.tuples(st.integers(1, 30), st.integers(1, 18), st.sampled_from("ab"), st.integers(-2, 2))
+LIMITS = st.fixed_dictionaries(
+    {"max_batch": st.integers(1, 6), "max_step_tokens": st.integers(1, 24), "spare_tokens": st.integers(0, 2)}
+)
 
 
 @settings(deadline=None)
 @given(
     loads=st.lists(LOADS, min_size=1, max_size=12),
     at_first=st.integers(0, 12),
-    max_batch=st.integers(1, 6),
-    budget=st.integers(1, 24),
+    limits=LIMITS,
     cancels=st.sets(st.integers(0, 11)),
 )
 def test_every_load_finishes(
-    loads: list[tuple[int, int, str, int]], at_first: int, max_batch: int, budget: int, cancels: set[int]
+    loads: list[tuple[int, int, str, int]], at_first: int, limits: dict[str, int], cancels: set[int]
 ) -> None:
-    scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK), max_batch=max_batch, max_step_tokens=budget)
+    scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK), **limits)
     # Some share their prompts, some only the tokens and not the adapter or the tenant.
     sequences = [
         sequence(
@@ -79,8 +81,8 @@ def test_every_load_finishes(
             continue
         work = run_step(scheduler)
         assert work, "there was work to do and none was scheduled"
-        assert sum(item.count for item in work) <= budget
-        assert len(scheduler.running) <= max_batch
+        assert sum(item.count for item in work) <= limits["max_step_tokens"]
+        assert len(scheduler.running) <= limits["max_batch"]
         assert len({id(item.sequence) for item in work}) == len(work)
         if step == 3:
             for index in cancels & set(range(len(sequences))):
@@ -190,6 +192,19 @@ def test_the_youngest_is_put_back_when_blocks_run_out() -> None:
     lost = [item.timings(time.monotonic()).preempted_s for item in (old, young)]
     assert [len(times) for times in lost] == [0, scheduler.preemptions]
     assert all(at > young.admitted - young.arrived for at in lost[1])
+
+
+def test_room_to_spare_is_given_where_there_is_some() -> None:
+    scheduler = Scheduler(BlockAllocator(5, BLOCK), max_batch=4, max_step_tokens=64, spare_tokens=1)
+    scheduler.add(first := sequence("first", 4, 8))
+    scheduler.add(second := sequence("second", 8, 8))
+    run_step(scheduler)
+    assert [len(one.table) for one in (first, second)] == [2, 3], "both are at the end of a block, and have one more"
+    for _ in range(3):
+        run_step(scheduler)
+    # No block is left for the first one, which needs none yet.
+    assert [len(one.table) for one in (first, second)] == [2, 3]
+    assert scheduler.preemptions == 0
 
 
 def test_a_leaked_block_is_found() -> None:
