@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +11,10 @@ import torch
 
 from argosy_services.engine.base import Request, Sampling
 from argosy_services.engine.torch_engine.gpu.run_ahead import _REST
+from argosy_services.engine.torch_engine.gpu.runner import GpuRunner
+from argosy_services.engine.torch_engine.kv_cache import BlockAllocator
+from argosy_services.engine.torch_engine.model_runner import ModelRunner
+from argosy_services.engine.torch_engine.scheduler import Scheduler
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.step import Work
 
@@ -229,3 +234,51 @@ def test_nothing_is_started_for_answers_that_are_complete() -> None:
     for _ in range(3):
         step(padded, made)
     assert padded.counts() == (1, 2)
+
+
+def eventful(runner: GpuRunner | ModelRunner, seed: int) -> tuple[list[list[int]], int]:
+    """What sequences have been answered that come, are cancelled and are put back as `seed` has it, and how often they
+    were put back. Those that sample take the second likeliest token."""
+    source = random.Random(seed)
+    scheduler = Scheduler(BlockAllocator(12, BLOCK_TOKENS), max_batch=6, max_step_tokens=24, spare_tokens=1)
+    coming = [
+        Sequence.of(
+            Request(
+                str(index),
+                source.choices(range(LLAMA.vocab_size), k=source.randint(1, 40)),
+                source.randint(1, 50),
+                source.choice((GREEDY, GREEDY, GREEDY, Sampling(temperature=1.0))),
+            )
+        )
+        for index in range(14)
+    ]
+    made = list(coming)
+    while coming or scheduler.running or scheduler.waiting:
+        if (coming and source.random() < 0.15) or not (scheduler.running or scheduler.waiting):
+            scheduler.add(coming.pop())
+        work = scheduler.schedule()
+        logits, spans = runner.run(work)
+        likeliest = runner.greedy(logits).tolist()
+        scheduler.advance(work)
+        for span in spans:
+            sequence = span.work.sequence
+            greedy = sequence.request.sampling.temperature <= 0
+            token = likeliest[span.first] if greedy else int(logits[span.first].topk(2).indices[1])
+            sequence.tokens.append(token)
+            # Whatever the order of a runner's rows.
+            cancelled = random.Random(f"{seed} {sequence.request.id} {sequence.generated}").random() < 0.01
+            if cancelled or sequence.generated == sequence.request.max_tokens:
+                scheduler.remove(sequence)
+    scheduler.check_integrity()
+    return [sequence.tokens for sequence in made], scheduler.preemptions
+
+
+def test_answers_are_those_of_the_plain_runner_whatever_happens() -> None:
+    started = put_back = 0
+    for seed in range(8):
+        padded = Watched()
+        answers, preemptions = eventful(padded.runner, seed)
+        assert (answers, preemptions) == eventful(Plain(LLAMA, random_weights(LLAMA)).runner, seed)
+        started, put_back = started + padded.ahead, put_back + preemptions
+    assert started > 100
+    assert put_back > 5

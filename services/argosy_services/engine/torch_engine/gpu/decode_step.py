@@ -1,7 +1,7 @@
 """A decode step in buffers that stay where they are, which CUDA graphs need: whatever changes is data.
 
-A step ends by making its own inputs those of the next one, so that it can be run again before anybody has seen which
-tokens it chose.
+A step ends by choosing the likeliest tokens, and the inputs of the next one are made of them on the device, so that it
+can be run again before anybody has seen which they are.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class DecodeStep:
     def again(self, work: Sequence[Work]) -> Tokens:
         """Computes the next token of each row of the last step, `work`, as if the likeliest ones had been chosen. Their
         places must be in the sequences' tables."""
+        # The tables first: with the next token a row may come to a block that it has only just got.
         self._inputs.send_tables([item.sequence.table for item in work])
+        self._advance(self._last[0])
         return self._launch(len(work))
 
     def _launch(self, rows: int) -> Tokens:
@@ -124,6 +126,8 @@ class DecodeStep:
         variants = (False, True) if with_adapters else (False,)
         for done, size in enumerate(reversed(self._sizes), 1):
             self._fill((), (), size)
+            # Compiled now, and not before the first token of somebody.
+            self._advance(size)
             for adapted in variants:
                 self._graphs[size, adapted] = self._captured(size, adapted, memory, stream)
             log.info(
@@ -159,10 +163,13 @@ class DecodeStep:
         )
         adapters = self._adapters.of_rows(adapter_slots, decoder.kernels) if adapted else NoAdapters()
         hidden = decoder.hidden(tokens, positions, attention, adapters)
-        logits, likeliest, tables = self.logits[:size], self._likeliest[:size], inputs.tables[:size]
+        logits = self.logits[:size]
         logits.copy_(decoder.logits(hidden))
-        torch.argmax(logits, dim=-1, out=likeliest)
-        decoder.kernels.advance(inputs.numbers, tables, likeliest, Blocks(self.block_tokens, self.scratch))
+        torch.argmax(logits, dim=-1, out=self._likeliest[:size])
+
+    def _advance(self, size: int) -> None:
+        inputs, blocks = self._inputs, Blocks(self.block_tokens, self.scratch)
+        self._decoder.kernels.advance(inputs.numbers, inputs.tables[:size], self._likeliest[:size], blocks)
 
     def _fill(self, work: Sequence[Work], slots: Sequence[int], size: int) -> None:
         block_tokens, padding = self.block_tokens, size - len(work)
