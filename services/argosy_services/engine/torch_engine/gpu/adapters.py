@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -14,6 +15,8 @@ from argosy_services.engine.torch_engine.lora.slots import slots_full
 from argosy_services.engine.torch_engine.models.decoder import Adapters
 from argosy_services.engine.torch_engine.models.modules import adaptable
 from argosy_services.engine.torch_engine.step import Work
+
+_AddLowRank: TypeAlias = Callable[[torch.Tensor, Sequence[torch.Tensor], Sequence[Factors], torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class GpuAdapters:
 
     def of_rows(self, slots: torch.Tensor, kernels: Kernels) -> Adapters:
         """The adapters of rows by their `slots`, int64 `[rows]`."""
-        return _RowAdapters(self._factors, slots, kernels)
+        return _PlacedAdapters(self._factors, kernels.add_low_rank, slots)
 
     def of_batch(self, work: Sequence[Work], kernels: Kernels) -> Adapters:
         """The adapters of pieces of prompts."""
@@ -113,7 +116,8 @@ class GpuAdapters:
             row += item.count
         if not pieces:
             return NoAdapters()
-        return _PieceAdapters(self._factors, torch.tensor(pieces, dtype=torch.int32, device=self._device), kernels)
+        rows = torch.tensor(pieces, dtype=torch.int32, device=self._device)
+        return _PlacedAdapters(self._factors, kernels.add_low_rank_pieces, rows)
 
     def _views(self, memory: torch.Tensor, ranks: torch.Tensor) -> dict[str, Factors]:
         """Each module's factors in `memory` `[slots, numbers]`, and its row of `ranks` `[modules, slots]`."""
@@ -138,30 +142,18 @@ class GpuAdapters:
         return sent
 
 
-class _RowAdapters:
-    """Adds each row's products by its slot; see `models.decoder.Adapters`."""
+class _PlacedAdapters:
+    """Adds the products of those that are in slots; see `models.decoder.Adapters`."""
 
-    def __init__(self, factors: dict[str, Factors], slots: torch.Tensor, kernels: Kernels) -> None:
+    def __init__(self, factors: dict[str, Factors], kernel: _AddLowRank, rows: torch.Tensor) -> None:
+        """`rows` say to `kernel` which slots they have."""
         self._factors = factors
-        self._slots = slots
-        self._kernels = kernels
+        self._kernel = kernel
+        self._rows = rows
 
     def add(self, modules: Sequence[str], states: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
         """See `models.decoder.Adapters`."""
-        self._kernels.add_low_rank(states, outs, [self._factors[module] for module in modules], self._slots)
-
-
-class _PieceAdapters:
-    """Adds the products of pieces of prompts; see `models.decoder.Adapters`."""
-
-    def __init__(self, factors: dict[str, Factors], pieces: torch.Tensor, kernels: Kernels) -> None:
-        self._factors = factors
-        self._pieces = pieces
-        self._kernels = kernels
-
-    def add(self, modules: Sequence[str], states: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
-        """See `models.decoder.Adapters`."""
-        self._kernels.add_low_rank_pieces(states, outs, [self._factors[module] for module in modules], self._pieces)
+        self._kernel(states, outs, [self._factors[module] for module in modules], self._rows)
 
 
 class NoAdapters:

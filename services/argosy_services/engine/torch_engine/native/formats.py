@@ -51,7 +51,7 @@ class Operands:
     `group` quantized inputs, see `rows.py`.
 
     Memory is asked for before it is used. Either weights `ahead` bytes further on, as fast as those of the tile are
-    read; or, slower, a line of each of `asked` for a step's lines, in which `origin` are the tile's weights.
+    read; or, slower, of each of `asked` as much as one of the tile's vectors has, whose weights begin at `origin`.
     """
 
     weights: Value
@@ -86,12 +86,6 @@ class Format(ABC):
     @abstractmethod
     def together(self) -> int:
         """Neighbouring inputs that are multiplied at once: 32 bits of them."""
-
-    @property
-    def lines(self) -> int:
-        """Cache lines of a step's weights, 1 for less than one."""
-        width = 4 if self.processor.wide else self.together
-        return max(1, self.processor.vectors * LANES * width // LINE)
 
     def group(self, get: Reader) -> Value:
         """How many inputs share a scale. A number that is known when a kernel is made lets its loops be shorter."""
@@ -301,10 +295,10 @@ def _lines(body: Body, kind: ir.VectorType, operands: Operands, start: Value, co
     step_bytes = body.processor.vectors * width
     together = body.at(operands.weights, body.mul(start, step_bytes))
     if operands.asked:
-        lines = max(1, step_bytes // LINE)
-        done = body.div(body.sub(body.builder.ptrtoint(together, I64), operands.origin), lines)
+        vectors = body.processor.vectors
+        done = body.div(body.sub(body.builder.ptrtoint(together, I64), operands.origin), vectors)
         for pointer in operands.asked:
-            for place in range(0, count * step_bytes // lines, LINE):
+            for place in range(0, count * step_bytes // vectors, LINE):
                 body.prefetch(pointer, body.add(done, place))
     for step in range(count):
         places = range(step * step_bytes, (step + 1) * step_bytes, width)

@@ -47,7 +47,8 @@ def emit_product(module: Module, form: Format) -> None:
     chunk = body.rem(task, chunks)
     first = body.mul(body.div(task, chunks), ROWS)
     last = body.min(body.add(first, ROWS), total)
-    columns = body.processor.vectors * LANES
+    vectors = body.processor.vectors
+    columns = vectors * LANES
     streams = CHUNK // columns
     stream_bytes = body.div(get("chunk_bytes"), streams)
     group = form.group(get)
@@ -72,7 +73,7 @@ def emit_product(module: Module, form: Format) -> None:
         )
         sums = form.multiply(body, rows, operands)
         out = body.at(places["out"], body.add(body.mul(row, stride), column_bytes))
-        for vector in range(body.processor.vectors):
+        for vector in range(vectors):
             place = vector * 64
             weight_scale = body.load(F32X, places["weight_scales"], body.add(column_bytes, place))
             addend = body.load(F32X, places["bias"], body.add(column_bytes, place))
@@ -87,8 +88,8 @@ def emit_product(module: Module, form: Format) -> None:
     rest = body.sub(last, whole)
     tiles = body.div(body.sub(whole, first), HEIGHT)
     many = body.less(ROWS, total)
-    some = body.builder.and_(body.builder.not_(many), body.less(form.lines - 1, tiles))
-    following = _Following(body, get, step, tiles=tiles, piece=body.div(stream_bytes, form.lines), pieces=form.lines)
+    some = body.builder.and_(body.builder.not_(many), body.less(vectors - 1, tiles))
+    following = _Following(body, get, step, tiles=tiles, pieces=vectors, piece=body.div(stream_bytes, vectors))
     start = body.mul(chunk, streams)
     with body.loop(start, body.add(start, streams)) as stream:
         with body.when(many), body.loop(first, whole, HEIGHT) as row:
@@ -96,7 +97,7 @@ def emit_product(module: Module, form: Format) -> None:
         with body.when(some), body.loop(first, whole, HEIGHT) as row:
             index = body.div(body.sub(row, first), HEIGHT)
             tile(stream, row, HEIGHT, asked=following.asked(weights(stream), stream, index))
-        if form.lines > 1:
+        if vectors > 1:
             with body.when(body.builder.not_(body.builder.or_(many, some))), body.loop(first, whole, HEIGHT) as row:
                 tile(stream, row, HEIGHT, ahead)
         for rows in range(1, HEIGHT):

@@ -61,12 +61,19 @@ def _norm(
     column = tl.arange(0, PADDED)
     inside = column < SIZE
     values = tl.load(states + row * row_stride + part * part_stride + column, mask=inside, other=0.0).to(tl.float32)
-    values = values * tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+    place = (row * tl.num_programs(1) + part) * SIZE
+    _store_norm(values, weight, out + place, eps, SIZE, PADDED, OFFSET)
+
+
+@triton.jit
+def _store_norm(values, weight, out, eps, SIZE: tl.constexpr, PADDED: tl.constexpr, OFFSET: tl.constexpr):
+    column = tl.arange(0, PADDED)
+    inside = column < SIZE
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    values = values * tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
     if not OFFSET:
         values = values.to(out.dtype.element_ty).to(tl.float32)
-    place = (row * tl.num_programs(1) + part) * SIZE + column
-    tl.store(out + place, (values * factor).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + column, (values * factor).to(out.dtype.element_ty), mask=inside)
 
 
 def add_norm(
@@ -89,16 +96,11 @@ def _add_norm(
     column = tl.arange(0, PADDED)
     inside = column < SIZE
     place = row * SIZE + column
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     values = tl.load(states + place, mask=inside, other=0.0).to(tl.float32)
     values += tl.load(added + place, mask=inside, other=0.0).to(tl.float32)
     rounded = values.to(total.dtype.element_ty)
     tl.store(total + place, rounded, mask=inside)
-    values = rounded.to(tl.float32)
-    values = values * tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
-    if not OFFSET:
-        values = values.to(normed.dtype.element_ty).to(tl.float32)
-    tl.store(normed + place, (values * factor).to(normed.dtype.element_ty), mask=inside)
+    _store_norm(rounded.to(tl.float32), weight, normed + row * SIZE, eps, SIZE, PADDED, OFFSET)
 
 
 def place(
