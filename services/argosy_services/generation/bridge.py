@@ -135,6 +135,7 @@ class Run:
         progress = Progress(request, self._bridge.meters, now)
         self._bridge.register(request, self)
         self._running.add(request.id)
+        self._pace.began()
         self.progress[request.id] = progress
         if watch is not None:
             self._watches[request.id] = watch
@@ -158,10 +159,7 @@ class Run:
     def deliver(self, output: StepOutput, now: float) -> None:
         """Takes an output of one of the run's sequences; called by the bridge."""
         progress = self.progress[output.request_id]
-        began = progress.began
         progress.see(output, now)
-        if progress.began and not began:
-            self._pace.began()
         if output.finish is not None:
             self._end(output.request_id, output.finish)
         if output.finish is Finish.FAILED:
@@ -218,8 +216,7 @@ class Run:
         self._running.discard(request_id)
         progress = self.progress[request_id]
         progress.end(finish)
-        if progress.began:
-            self._pace.ended()
+        self._pace.ended()
 
 
 def _engine_failed() -> ArgosyError:

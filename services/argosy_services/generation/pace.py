@@ -33,11 +33,11 @@ class Pace:
         return max(self._interval_s, min(_MOST_INTERVAL_S, self._streams / self._messages_per_second))
 
     def began(self) -> None:
-        """A stream sends its first news."""
+        """A stream is under way: it will send news, or waits for its prompt to be read."""
         self._streams += 1
 
     def ended(self) -> None:
-        """A stream that began sends no more."""
+        """A stream that began sends no more, or never did."""
         self._streams -= 1
 
     def next_tick(self, now: float) -> float:
