@@ -50,14 +50,14 @@ class TokenizerDownload:
             (self._staging / place.name).replace(place)
         return places
 
-    def read(self, message: rpc.StreamTokenizerFilesResponse) -> str | None:
+    def read(self, message: rpc.StreamTokenizerFilesResponse) -> tuple[str, ...]:
         """Takes the next part; the event is the name of the file that it belongs to."""
         kind = message.WhichOneof("event")
         if kind == "file":
             self._open(message.file)
         elif kind == "chunk":
             self._write(message.chunk)
-        return None if kind is None else self.names[-1]
+        return () if kind is None else (self.names[-1],)
 
     def end(self) -> None:
         """The stream is over: the last file must be whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import grpc
@@ -22,8 +22,8 @@ E_co = TypeVar("E_co", covariant=True)
 class Reader(Protocol[E_co]):
     """Turns the messages of one stream into events; keeps what must be known at the end."""
 
-    def read(self, message: Any) -> E_co | None:
-        """The event in a message. None: a keep-alive, or an event that this version does not know."""
+    def read(self, message: Any) -> Iterable[E_co]:
+        """The events in a message. None of them: a keep-alive, or an event that this version does not know."""
         ...
 
     def end(self) -> None:
@@ -40,6 +40,7 @@ class _Stream(Generic[E]):
         self._plan = plan
         self._reader = reader
         self._began = False
+        self._events: Iterator[E] = iter(())
         self._call: Any = None
         plan.begin(request)
         self._start()
@@ -53,10 +54,14 @@ class _Stream(Generic[E]):
         timeout, metadata = self._plan.attempt()
         self._call = self._rpc(self._request, timeout=timeout, metadata=metadata)
 
-    def _read(self, message: Any) -> E | None:
-        event = self._reader.read(message)
+    def _next_event(self) -> E | None:
+        """The next event of the last message; None where another message must be read."""
+        event = next(self._events, None)
         self._began = self._began or event is not None
         return event
+
+    def _read(self, message: Any) -> None:
+        self._events = iter(self._reader.read(message))
 
     def _restart(self) -> None:
         if self._call is not None:  # else it was closed meanwhile
@@ -103,18 +108,20 @@ class Stream(_Stream[E], Iterator[E]):
     def __next__(self) -> E:
         while (call := self._call) is not None:
             try:
+                if (event := self._next_event()) is not None:
+                    return event
                 message = next(call, None)
-                event = self._end() if message is None else self._read(message)
+                if message is None:
+                    self._end()
+                else:
+                    self._read(message)
             except grpc.RpcError as failure:
                 if self._call is not None:
                     time.sleep(self._wait_after(failure))
                     self._restart()
-                continue
             except BaseException:
                 self._cancel()
                 raise
-            if event is not None:
-                return event
         raise StopIteration
 
     def close(self) -> None:
@@ -137,18 +144,20 @@ class AsyncStream(_Stream[E], AsyncIterator[E]):
     async def __anext__(self) -> E:
         while (call := self._call) is not None:
             try:
+                if (event := self._next_event()) is not None:
+                    return event
                 message = await self._next_message(call)
-                event = self._end() if message is _EOF else self._read(message)
+                if message is _EOF:
+                    self._end()
+                else:
+                    self._read(message)
             except grpc.aio.AioRpcError as failure:
                 if self._call is not None:
                     await asyncio.sleep(self._wait_after(failure))
                     self._restart()
-                continue
             except BaseException:
                 self._cancel()
                 raise
-            if event is not None:
-                return event
         raise StopAsyncIteration
 
     async def _next_message(self, call: Any) -> Any:

@@ -106,7 +106,7 @@ class GenerationClient:
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """Generates and gives text as it comes: `for text in client.generation.stream("Hello").text(): ...`"""
-        request = rpc.StreamGenerateRequest(spec=convert.spec(prompt, options))
+        request = rpc.StreamGenerateRequest(spec=convert.spec(prompt, options), batch_events=True)
         return TextStream(self._stub.StreamGenerate, request, self._caller.plan(timeout, request_id))
 
     def score(
@@ -189,7 +189,7 @@ class AsyncGenerationClient:
         **options: Unpack[GenerateOptions],
     ) -> AsyncTextStream:
         """See `GenerationClient.stream`; not awaited: `async for text in client.generation.stream("Hello").text()`."""
-        request = rpc.StreamGenerateRequest(spec=convert.spec(prompt, options))
+        request = rpc.StreamGenerateRequest(spec=convert.spec(prompt, options), batch_events=True)
         return AsyncTextStream(self._stub.StreamGenerate, request, self._caller.plan(timeout, request_id))
 
     async def score(

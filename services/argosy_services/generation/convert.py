@@ -5,7 +5,7 @@ Only what the schema itself demands is checked here: that one of several fields 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -71,28 +71,13 @@ def read_score(request: generation_service_pb2.ScoreRequest) -> ScoreSpec:
     )
 
 
-def write_event(event: Event) -> generation_service_pb2.StreamGenerateResponse:
-    """An event of a stream."""
-    match event:
-        case Delta():
-            delta = generation_service_pb2.Delta(
-                index=event.index, text=event.text, token_ids=event.token_ids, logprobs=_logprobs(event.logprobs)
-            )
-            return generation_service_pb2.StreamGenerateResponse(delta=delta)
-        case Started():
-            started = generation_service_pb2.Started(origin=_origin(event.origin), prompt_tokens=event.prompt_tokens)
-            return generation_service_pb2.StreamGenerateResponse(started=started)
-        case ChoiceFinished():
-            choice = generation_service_pb2.ChoiceFinished(
-                index=event.index,
-                finish_reason=_REASONS[event.reason],
-                stop_string=event.stop_string,
-                stop_token_id=event.stop_token_id,
-            )
-            return generation_service_pb2.StreamGenerateResponse(choice_finished=choice)
-        case Finished():
-            finished = generation_service_pb2.Finished(usage=_usage(event.usage), timings=_timings(event.timings))
-            return generation_service_pb2.StreamGenerateResponse(finished=finished)
+def write_events(events: Sequence[Event], *, batched: bool) -> Iterator[generation_service_pb2.StreamGenerateResponse]:
+    """The messages that events which are there at the same time make: one, or one for each."""
+    messages = map(_event, events)
+    if batched and len(events) > 1:
+        batch = generation_service_pb2.EventBatch(events=messages)
+        return iter((generation_service_pb2.StreamGenerateResponse(batch=batch),))
+    return messages
 
 
 def write_generation(generation: Generation) -> generation_service_pb2.GenerateResponse:
@@ -189,6 +174,29 @@ def _read_item(field: str, given: generation_service_pb2.ScoreItem) -> ScoreItem
 
 def _missing_half(field: str) -> Exception:
     return invalid_field(field, "is required", limit="text or tokens", value="neither")
+
+
+def _event(event: Event) -> generation_service_pb2.StreamGenerateResponse:
+    match event:
+        case Delta():
+            delta = generation_service_pb2.Delta(
+                index=event.index, text=event.text, token_ids=event.token_ids, logprobs=_logprobs(event.logprobs)
+            )
+            return generation_service_pb2.StreamGenerateResponse(delta=delta)
+        case Started():
+            started = generation_service_pb2.Started(origin=_origin(event.origin), prompt_tokens=event.prompt_tokens)
+            return generation_service_pb2.StreamGenerateResponse(started=started)
+        case ChoiceFinished():
+            choice = generation_service_pb2.ChoiceFinished(
+                index=event.index,
+                finish_reason=_REASONS[event.reason],
+                stop_string=event.stop_string,
+                stop_token_id=event.stop_token_id,
+            )
+            return generation_service_pb2.StreamGenerateResponse(choice_finished=choice)
+        case Finished():
+            finished = generation_service_pb2.Finished(usage=_usage(event.usage), timings=_timings(event.timings))
+            return generation_service_pb2.StreamGenerateResponse(finished=finished)
 
 
 def _origin(origin: Origin) -> generation_pb2.Origin:

@@ -112,11 +112,17 @@ class GenerationService:
         However the iterator ends, by its last event, an error, cancellation, `deadline` (a time of `time.monotonic()`)
         or because it is closed, nothing of the request stays in the engine and its adapter's lease is given back.
         """
-        return self._events(spec, self._pace, request_id, deadline, tenant)
+        return _one_by_one(self._batches(spec, self._pace, request_id, deadline, tenant))
 
-    async def _events(
+    def batches(
+        self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """As `stream`, but events that are there at the same time come together."""
+        return self._batches(spec, self._pace, request_id, deadline, tenant)
+
+    async def _batches(
         self, spec: GenerationSpec, pace: Pace, request_id: str, deadline: float | None, tenant: str
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[Sequence[Event], None]:
         served = self._served(spec.model, spec.tokenizer_fingerprint)
         with self._ledger.account(request_id, tenant, served.local.name, spec.adapter, spec.priority) as account:
             async with until(deadline):
@@ -128,12 +134,15 @@ class GenerationService:
                     account.follows(run.progress, job.prompt_tokens)
                     for request in job.requests:
                         run.submit(replace(request, adapter=lease and lease.key), job.writers[request.id].read)
-                    yield Started(_origin(request_id, served, lease), job.prompt_tokens)
+                    with account.sending():
+                        yield (Started(_origin(request_id, served, lease), job.prompt_tokens),)
                     writing = dict(job.writers)
-                    while writing:
-                        for event in _advance(await run.next(), writing):
-                            with account.sending():
-                                yield event
+                    while True:
+                        events = _advance(await run.next(), writing)
+                        if not writing:
+                            break
+                        with account.sending():
+                            yield events
             progress = run.progress.values()
             usage = Usage(
                 prompt_tokens=job.prompt_tokens,
@@ -144,13 +153,14 @@ class GenerationService:
                 trace.set(described(spec, served.local.name, usage, job.writers.values()))
             account.completion_tokens = usage.completion_tokens
             finished = Finished(usage, _timings(progress, job.tokenization_s, account.arrived))
-        yield finished
+        yield (*events, finished)
 
     async def generate(
         self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
     ) -> Generation:
         """Generates and returns the whole answer. Raises what `stream` raises."""
-        async with aclosing(self._events(spec, Pace(_COLLECT_S), request_id, deadline, tenant)) as events:
+        batches = self._batches(spec, Pace(_COLLECT_S), request_id, deadline, tenant)
+        async with aclosing(_one_by_one(batches)) as events:
             return await collect(events)
 
     async def score(
@@ -239,6 +249,13 @@ class GenerationService:
             lease.check_base(account.model)
             account.leased(lease)
             yield lease
+
+
+async def _one_by_one(batches: AsyncGenerator[Sequence[Event], None]) -> AsyncGenerator[Event, None]:
+    async with aclosing(batches):
+        async for events in batches:
+            for event in events:
+                yield event
 
 
 def _advance(outputs: Sequence[StepOutput], writing: dict[str, ChoiceWriter]) -> list[Event]:

@@ -44,10 +44,11 @@ class GenerationServicer:
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         spec = convert.read_spec(request.spec)
         _check_permission("spec.priority", spec.priority, call)
-        events = self._service.stream(spec, request_id=call.request_id, deadline=call.deadline, tenant=call.tenant)
-        async with aclosing(events):
-            async for event in events:
-                yield convert.write_event(event)
+        batches = self._service.batches(spec, request_id=call.request_id, deadline=call.deadline, tenant=call.tenant)
+        async with aclosing(batches):
+            async for events in batches:
+                for message in convert.write_events(events, batched=request.batch_events):
+                    yield message
 
     @unary(pb.ScoreResponse)
     async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:

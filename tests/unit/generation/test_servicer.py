@@ -112,6 +112,23 @@ async def test_a_stream(stub: Stub, stage: Stage) -> None:
     assert events[-2].choice_finished.stop_token_id == EOS
 
 
+async def test_events_that_are_there_together_come_in_one_message_to_whoever_asks_for_it(
+    stub: Stub, stage: Stage
+) -> None:
+    stage.says("Hello 🙂", "Good bye")
+    asked = StreamGenerateRequest(spec=spec(sampling=Sampling(n=2)), batch_events=True)
+    messages = [message async for message in stub.StreamGenerate(asked)]
+    batches = [list(message.batch.events) for message in messages if message.HasField("batch")]
+    assert all(len(batch) > 1 for batch in batches)
+    assert [event.WhichOneof("event") for event in batches[-1][-3:]] == ["delta", "choice_finished", "finished"]
+    events = [event for message in messages for event in (message.batch.events or [message])]
+    kinds = [event.WhichOneof("event") for event in events]
+    assert (kinds[0], kinds[-1], kinds.count("choice_finished")) == ("started", "finished", 2)
+    assert "batch" not in kinds
+    texts = ["".join(event.delta.text for event in events if event.delta.index == index) for index in range(2)]
+    assert texts == ["Hello 🙂", "Good bye"]
+
+
 async def test_all_forms_of_prompts_and_options_reach_the_engine(stub: Stub, stage: Stage) -> None:
     stage.says("yes")
     chat = chat_pb2.ChatPrompt(messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content="Hi")])

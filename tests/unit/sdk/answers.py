@@ -74,6 +74,10 @@ def finished() -> generation_service_pb2.StreamGenerateResponse:
     )
 
 
+def batch(*events: generation_service_pb2.StreamGenerateResponse) -> generation_service_pb2.StreamGenerateResponse:
+    return generation_service_pb2.StreamGenerateResponse(batch=generation_service_pb2.EventBatch(events=events))
+
+
 def stream_generate() -> list[Any]:
     return [
         started(),

@@ -63,6 +63,32 @@ async def test_choices_are_told_apart(face: Face, server: ScriptedServer) -> Non
     assert [choice.text for choice in final.choices] == ["abc", "x"]
 
 
+async def test_events_of_one_message_come_one_by_one(face: Face, server: ScriptedServer) -> None:
+    apart = await face.drain(lambda c: c.generation.stream("x"))
+    first, _, *rest = answers.stream_generate()
+    server.answers["StreamGenerate"] = [answers.batch(first, answers.KEEP_ALIVE), answers.batch(*rest)]
+    assert await face.drain(lambda c: c.generation.stream("x")) == apart
+    assert server.calls_of("StreamGenerate")[0].request.batch_events
+
+
+async def test_a_failure_after_a_batch_comes_after_its_events(face: Face, server: ScriptedServer) -> None:
+    lost = Failure(grpc.StatusCode.UNAVAILABLE)
+    server.answers["StreamGenerate"] = [answers.batch(answers.started(), answers.delta("a"), answers.delta("b")), lost]
+    seen: list[Any] = []
+    with pytest.raises(argosy.ArgosyError):
+        await face.drain(lambda c: c.generation.stream("x"), into=seen)
+    assert [type(event) for event in seen] == [argosy.Started, argosy.Delta, argosy.Delta]
+    assert len(server.calls_of("StreamGenerate")) == 1
+
+
+def test_what_is_left_of_a_batch_is_dropped_by_closing(client: argosy.Client, server: ScriptedServer) -> None:
+    server.answers["StreamGenerate"] = [answers.batch(answers.started(), answers.delta("a")), 30.0]
+    with client.generation.stream("x") as stream:
+        assert isinstance(next(stream), argosy.Started)
+    assert call_ended(server)
+    assert list(stream) == []
+
+
 @pytest.mark.parametrize(
     "events",
     [

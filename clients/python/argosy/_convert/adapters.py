@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from argosy import errors
@@ -77,12 +77,13 @@ def alias_request(name: str, targets: Mapping[str, int], *, expected_revision: i
 class WatchReader:
     """Reads the events of a watch, which may end at any time."""
 
-    def read(self, message: rpc.WatchAdaptersResponse) -> AdapterEvent | None:
+    def read(self, message: rpc.WatchAdaptersResponse) -> Iterator[AdapterEvent]:
         """The event in a message."""
         kind = message.WhichOneof("event")
         if kind == "adapter":
-            return adapter(message.adapter)
-        return SnapshotComplete(message.snapshot_complete.revision) if kind == "snapshot_complete" else None
+            yield adapter(message.adapter)
+        elif kind == "snapshot_complete":
+            yield SnapshotComplete(message.snapshot_complete.revision)
 
     def end(self) -> None:
         """Nothing is still to come."""

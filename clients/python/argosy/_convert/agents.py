@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -187,17 +187,19 @@ class RunReader:
         self.run_id = run_id
         self._may_stop = may_stop
 
-    def read(self, message: Any) -> AgentEvent | None:
+    def read(self, message: Any) -> Iterator[AgentEvent]:
         """The event in a message."""
         read = event(message)
         match read:
+            case None:
+                return
             case RunStarted():
                 self.run_id = read.run_id
             case Answer():
                 self.answer = read.text
             case RunFinished():
                 self.finished = read
-        return read
+        yield read
 
     def end(self) -> None:
         """Raises ProtocolError unless the run was finished."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from argosy._convert import common
@@ -108,8 +108,13 @@ def _choice(message: pb.Choice) -> Choice:
     )
 
 
-def event(message: rpc.StreamGenerateResponse) -> TextEvent | None:
-    """One event of a stream; None for a keep-alive."""
+def events(message: rpc.StreamGenerateResponse) -> Iterator[TextEvent]:
+    """The events in a message of a stream: none in a keep-alive, several in a batch."""
+    messages = message.batch.events if message.HasField("batch") else (message,)
+    return (event for each in messages if (event := _event(each)) is not None)
+
+
+def _event(message: rpc.StreamGenerateResponse) -> TextEvent | None:
     kind = message.WhichOneof("event")
     if kind == "delta":
         delta = message.delta
@@ -158,24 +163,25 @@ class TextReader:
         self._origin = Origin()
         self._choices: dict[int, _OpenChoice] = {}
 
-    def read(self, message: rpc.StreamGenerateResponse) -> TextEvent | None:
-        """The event in a message."""
-        read = event(message)
-        match read:
+    def read(self, message: rpc.StreamGenerateResponse) -> Iterator[TextEvent]:
+        """The events in a message."""
+        for event in events(message):
+            self._add(event)
+            yield event
+
+    def _add(self, event: TextEvent) -> None:
+        match event:
             case Started():
-                self._origin = read.origin
+                self._origin = event.origin
             case Delta():
-                choice = self._choices.setdefault(read.index, _OpenChoice())
-                choice.texts.append(read.text)
-                choice.token_ids.extend(read.token_ids)
-                choice.logprobs.extend(read.logprobs)
+                choice = self._choices.setdefault(event.index, _OpenChoice())
+                choice.texts.append(event.text)
+                choice.token_ids.extend(event.token_ids)
+                choice.logprobs.extend(event.logprobs)
             case ChoiceFinished():
-                self._choices.setdefault(read.index, _OpenChoice()).end = read
+                self._choices.setdefault(event.index, _OpenChoice()).end = event
             case Finished():
-                self.final = self._assemble(read)
-            case None:
-                pass
-        return read
+                self.final = self._assemble(event)
 
     def _assemble(self, end: Finished) -> Generation:
         choices = tuple(choice.close(index) for index, choice in sorted(self._choices.items()))

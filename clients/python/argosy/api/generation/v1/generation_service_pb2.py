@@ -28,7 +28,7 @@ from argosy.api.generation.v1 import generation_pb2 as argosy_dot_api_dot_genera
 from argosy.api.generation.v1 import model_pb2 as argosy_dot_api_dot_generation_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1argosy/api/generation/v1/generation_service.proto\x12\x18\x61rgosy.api.generation.v1\x1a argosy/api/common/v1/usage.proto\x1a*argosy/api/generation/v1/explanation.proto\x1a)argosy/api/generation/v1/generation.proto\x1a$argosy/api/generation/v1/model.proto\"I\n\x0fGenerateRequest\x12\x36\n\x04spec\x18\x01 \x01(\x0b\x32(.argosy.api.generation.v1.GenerationSpec\"\xd8\x01\n\x10GenerateResponse\x12\x30\n\x06origin\x18\x01 \x01(\x0b\x32 .argosy.api.generation.v1.Origin\x12\x31\n\x07\x63hoices\x18\x02 \x03(\x0b\x32 .argosy.api.generation.v1.Choice\x12*\n\x05usage\x18\x03 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x04 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\"O\n\x15StreamGenerateRequest\x12\x36\n\x04spec\x18\x01 \x01(\x0b\x32(.argosy.api.generation.v1.GenerationSpec\"\x86\x02\n\x16StreamGenerateResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32!.argosy.api.generation.v1.StartedH\x00\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1f.argosy.api.generation.v1.DeltaH\x00\x12\x43\n\x0f\x63hoice_finished\x18\x03 \x01(\x0b\x32(.argosy.api.generation.v1.ChoiceFinishedH\x00\x12\x36\n\x08\x66inished\x18\x04 \x01(\x0b\x32\".argosy.api.generation.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"R\n\x07Started\x12\x30\n\x06origin\x18\x01 \x01(\x0b\x32 .argosy.api.generation.v1.Origin\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"r\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x39\n\x08logprobs\x18\x04 \x03(\x0b\x32\'.argosy.api.generation.v1.TokenLogprobs\"\xb6\x01\n\x0e\x43hoiceFinished\x12\r\n\x05index\x18\x01 \x01(\r\x12=\n\rfinish_reason\x18\x02 \x01(\x0e\x32&.argosy.api.generation.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x0e\n\x0c_stop_stringB\x10\n\x0e_stop_token_id\"k\n\x08\x46inished\x12*\n\x05usage\x18\x01 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x02 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\"\xd4\x01\n\tScoreItem\x12\x16\n\x0c\x63ontext_text\x18\x01 \x01(\tH\x00\x12\x38\n\x0e\x63ontext_tokens\x18\x02 \x01(\x0b\x32\x1e.argosy.api.common.v1.TokenIdsH\x00\x12\x1b\n\x11\x63ontinuation_text\x18\x03 \x01(\tH\x01\x12=\n\x13\x63ontinuation_tokens\x18\x04 \x01(\x0b\x32\x1e.argosy.api.common.v1.TokenIdsH\x01\x42\t\n\x07\x63ontextB\x0e\n\x0c\x63ontinuation\"\xa7\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x32\n\x05items\x18\x03 \x03(\x0b\x32#.argosy.api.generation.v1.ScoreItem\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x12\n\ncache_salt\x18\x06 \x01(\t\"c\n\x05Score\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x11\n\tis_greedy\x18\x02 \x01(\x08\x12\x36\n\x06tokens\x18\x03 \x03(\x0b\x32&.argosy.api.generation.v1.TokenLogprob\"\xd3\x01\n\rScoreResponse\x12\x30\n\x06origin\x18\x01 \x01(\x0b\x32 .argosy.api.generation.v1.Origin\x12/\n\x06scores\x18\x02 \x03(\x0b\x32\x1f.argosy.api.generation.v1.Score\x12*\n\x05usage\x18\x03 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x04 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.argosy.api.generation.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x10GetModelResponse\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.argosy.api.generation.v1.Model\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"M\n\x0f\x45xplainResponse\x12:\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32%.argosy.api.generation.v1.Explanation2\xf3\x04\n\x11GenerationService\x12\x61\n\x08Generate\x12).argosy.api.generation.v1.GenerateRequest\x1a*.argosy.api.generation.v1.GenerateResponse\x12u\n\x0eStreamGenerate\x12/.argosy.api.generation.v1.StreamGenerateRequest\x1a\x30.argosy.api.generation.v1.StreamGenerateResponse0\x01\x12X\n\x05Score\x12&.argosy.api.generation.v1.ScoreRequest\x1a\'.argosy.api.generation.v1.ScoreResponse\x12g\n\nListModels\x12+.argosy.api.generation.v1.ListModelsRequest\x1a,.argosy.api.generation.v1.ListModelsResponse\x12\x61\n\x08GetModel\x12).argosy.api.generation.v1.GetModelRequest\x1a*.argosy.api.generation.v1.GetModelResponse\x12^\n\x07\x45xplain\x12(.argosy.api.generation.v1.ExplainRequest\x1a).argosy.api.generation.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1argosy/api/generation/v1/generation_service.proto\x12\x18\x61rgosy.api.generation.v1\x1a argosy/api/common/v1/usage.proto\x1a*argosy/api/generation/v1/explanation.proto\x1a)argosy/api/generation/v1/generation.proto\x1a$argosy/api/generation/v1/model.proto\"I\n\x0fGenerateRequest\x12\x36\n\x04spec\x18\x01 \x01(\x0b\x32(.argosy.api.generation.v1.GenerationSpec\"\xd8\x01\n\x10GenerateResponse\x12\x30\n\x06origin\x18\x01 \x01(\x0b\x32 .argosy.api.generation.v1.Origin\x12\x31\n\x07\x63hoices\x18\x02 \x03(\x0b\x32 .argosy.api.generation.v1.Choice\x12*\n\x05usage\x18\x03 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x04 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\"e\n\x15StreamGenerateRequest\x12\x36\n\x04spec\x18\x01 \x01(\x0b\x32(.argosy.api.generation.v1.GenerationSpec\x12\x14\n\x0c\x62\x61tch_events\x18\x02 \x01(\x08\"\xbd\x02\n\x16StreamGenerateResponse\x12\x34\n\x07started\x18\x01 \x01(\x0b\x32!.argosy.api.generation.v1.StartedH\x00\x12\x30\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1f.argosy.api.generation.v1.DeltaH\x00\x12\x43\n\x0f\x63hoice_finished\x18\x03 \x01(\x0b\x32(.argosy.api.generation.v1.ChoiceFinishedH\x00\x12\x36\n\x08\x66inished\x18\x04 \x01(\x0b\x32\".argosy.api.generation.v1.FinishedH\x00\x12\x35\n\x05\x62\x61tch\x18\x05 \x01(\x0b\x32$.argosy.api.generation.v1.EventBatchH\x00\x42\x07\n\x05\x65vent\"N\n\nEventBatch\x12@\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x30.argosy.api.generation.v1.StreamGenerateResponse\"R\n\x07Started\x12\x30\n\x06origin\x18\x01 \x01(\x0b\x32 .argosy.api.generation.v1.Origin\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"r\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x39\n\x08logprobs\x18\x04 \x03(\x0b\x32\'.argosy.api.generation.v1.TokenLogprobs\"\xb6\x01\n\x0e\x43hoiceFinished\x12\r\n\x05index\x18\x01 \x01(\r\x12=\n\rfinish_reason\x18\x02 \x01(\x0e\x32&.argosy.api.generation.v1.FinishReason\x12\x18\n\x0bstop_string\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x0e\n\x0c_stop_stringB\x10\n\x0e_stop_token_id\"k\n\x08\x46inished\x12*\n\x05usage\x18\x01 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x02 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\"\xd4\x01\n\tScoreItem\x12\x16\n\x0c\x63ontext_text\x18\x01 \x01(\tH\x00\x12\x38\n\x0e\x63ontext_tokens\x18\x02 \x01(\x0b\x32\x1e.argosy.api.common.v1.TokenIdsH\x00\x12\x1b\n\x11\x63ontinuation_text\x18\x03 \x01(\tH\x01\x12=\n\x13\x63ontinuation_tokens\x18\x04 \x01(\x0b\x32\x1e.argosy.api.common.v1.TokenIdsH\x01\x42\t\n\x07\x63ontextB\x0e\n\x0c\x63ontinuation\"\xa7\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x32\n\x05items\x18\x03 \x03(\x0b\x32#.argosy.api.generation.v1.ScoreItem\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x12\n\ncache_salt\x18\x06 \x01(\t\"c\n\x05Score\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x11\n\tis_greedy\x18\x02 \x01(\x08\x12\x36\n\x06tokens\x18\x03 \x03(\x0b\x32&.argosy.api.generation.v1.TokenLogprob\"\xd3\x01\n\rScoreResponse\x12\x30\n\x06origin\x18\x01 \x01(\x0b\x32 .argosy.api.generation.v1.Origin\x12/\n\x06scores\x18\x02 \x03(\x0b\x32\x1f.argosy.api.generation.v1.Score\x12*\n\x05usage\x18\x03 \x01(\x0b\x32\x1b.argosy.api.common.v1.Usage\x12\x33\n\x07timings\x18\x04 \x01(\x0b\x32\".argosy.api.common.v1.StageTimings\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.argosy.api.generation.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x10GetModelResponse\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.argosy.api.generation.v1.Model\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"M\n\x0f\x45xplainResponse\x12:\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32%.argosy.api.generation.v1.Explanation2\xf3\x04\n\x11GenerationService\x12\x61\n\x08Generate\x12).argosy.api.generation.v1.GenerateRequest\x1a*.argosy.api.generation.v1.GenerateResponse\x12u\n\x0eStreamGenerate\x12/.argosy.api.generation.v1.StreamGenerateRequest\x1a\x30.argosy.api.generation.v1.StreamGenerateResponse0\x01\x12X\n\x05Score\x12&.argosy.api.generation.v1.ScoreRequest\x1a\'.argosy.api.generation.v1.ScoreResponse\x12g\n\nListModels\x12+.argosy.api.generation.v1.ListModelsRequest\x1a,.argosy.api.generation.v1.ListModelsResponse\x12\x61\n\x08GetModel\x12).argosy.api.generation.v1.GetModelRequest\x1a*.argosy.api.generation.v1.GetModelResponse\x12^\n\x07\x45xplain\x12(.argosy.api.generation.v1.ExplainRequest\x1a).argosy.api.generation.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,37 +40,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATERESPONSE']._serialized_start=314
   _globals['_GENERATERESPONSE']._serialized_end=530
   _globals['_STREAMGENERATEREQUEST']._serialized_start=532
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=611
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=614
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=876
-  _globals['_STARTED']._serialized_start=878
-  _globals['_STARTED']._serialized_end=960
-  _globals['_DELTA']._serialized_start=962
-  _globals['_DELTA']._serialized_end=1076
-  _globals['_CHOICEFINISHED']._serialized_start=1079
-  _globals['_CHOICEFINISHED']._serialized_end=1261
-  _globals['_FINISHED']._serialized_start=1263
-  _globals['_FINISHED']._serialized_end=1370
-  _globals['_SCOREITEM']._serialized_start=1373
-  _globals['_SCOREITEM']._serialized_end=1585
-  _globals['_SCOREREQUEST']._serialized_start=1588
-  _globals['_SCOREREQUEST']._serialized_end=1755
-  _globals['_SCORE']._serialized_start=1757
-  _globals['_SCORE']._serialized_end=1856
-  _globals['_SCORERESPONSE']._serialized_start=1859
-  _globals['_SCORERESPONSE']._serialized_end=2070
-  _globals['_LISTMODELSREQUEST']._serialized_start=2072
-  _globals['_LISTMODELSREQUEST']._serialized_end=2130
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2132
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2226
-  _globals['_GETMODELREQUEST']._serialized_start=2228
-  _globals['_GETMODELREQUEST']._serialized_end=2259
-  _globals['_GETMODELRESPONSE']._serialized_start=2261
-  _globals['_GETMODELRESPONSE']._serialized_end=2327
-  _globals['_EXPLAINREQUEST']._serialized_start=2329
-  _globals['_EXPLAINREQUEST']._serialized_end=2365
-  _globals['_EXPLAINRESPONSE']._serialized_start=2367
-  _globals['_EXPLAINRESPONSE']._serialized_end=2444
-  _globals['_GENERATIONSERVICE']._serialized_start=2447
-  _globals['_GENERATIONSERVICE']._serialized_end=3074
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=633
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=636
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=953
+  _globals['_EVENTBATCH']._serialized_start=955
+  _globals['_EVENTBATCH']._serialized_end=1033
+  _globals['_STARTED']._serialized_start=1035
+  _globals['_STARTED']._serialized_end=1117
+  _globals['_DELTA']._serialized_start=1119
+  _globals['_DELTA']._serialized_end=1233
+  _globals['_CHOICEFINISHED']._serialized_start=1236
+  _globals['_CHOICEFINISHED']._serialized_end=1418
+  _globals['_FINISHED']._serialized_start=1420
+  _globals['_FINISHED']._serialized_end=1527
+  _globals['_SCOREITEM']._serialized_start=1530
+  _globals['_SCOREITEM']._serialized_end=1742
+  _globals['_SCOREREQUEST']._serialized_start=1745
+  _globals['_SCOREREQUEST']._serialized_end=1912
+  _globals['_SCORE']._serialized_start=1914
+  _globals['_SCORE']._serialized_end=2013
+  _globals['_SCORERESPONSE']._serialized_start=2016
+  _globals['_SCORERESPONSE']._serialized_end=2227
+  _globals['_LISTMODELSREQUEST']._serialized_start=2229
+  _globals['_LISTMODELSREQUEST']._serialized_end=2287
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2289
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2383
+  _globals['_GETMODELREQUEST']._serialized_start=2385
+  _globals['_GETMODELREQUEST']._serialized_end=2416
+  _globals['_GETMODELRESPONSE']._serialized_start=2418
+  _globals['_GETMODELRESPONSE']._serialized_end=2484
+  _globals['_EXPLAINREQUEST']._serialized_start=2486
+  _globals['_EXPLAINREQUEST']._serialized_end=2522
+  _globals['_EXPLAINRESPONSE']._serialized_start=2524
+  _globals['_EXPLAINRESPONSE']._serialized_end=2601
+  _globals['_GENERATIONSERVICE']._serialized_start=2604
+  _globals['_GENERATIONSERVICE']._serialized_end=3231
 # @@protoc_insertion_point(module_scope)
