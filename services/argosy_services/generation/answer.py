@@ -13,14 +13,16 @@ from argosy_services.tokenization.detokenizer import Detokenizer
 class ChoiceWriter:
     """Turns the engine's outputs for one choice into deltas.
 
-    `finished` is set with the last output. After a stop string matched, further tokens are ignored: the answer does not
-    depend on how many the engine draws in a step, nor on when it is told to stop.
+    `finished` is set with the last output, with `may_stop_early` perhaps before the engine's last. After a stop string
+    matched, further tokens are ignored: the answer does not depend on how many the engine draws in a step, nor on when
+    it is told to stop.
     """
 
     def __init__(
         self, index: int, detokenizer: Detokenizer, stops: Sequence[str], stop_token_ids: frozenset[int]
     ) -> None:
         self.finished: ChoiceFinished | None = None
+        self.may_stop_early = bool(stops)
         self.token_count = 0
         self._index = index
         self._detokenizer = detokenizer

@@ -1,13 +1,16 @@
 """Between an engine's thread and the event loop.
 
-Each step's outputs cross the border together, in one callback, and are handed to the runs that wait for them. A run is
-a few sequences of one request; leaving it cancels whatever of it the engine still works on.
+Outputs of steps cross the border together, in one callback, when somebody has waited for them: waking the event loop
+costs more than what it then does, where it finds its caches full of an engine's weights. They are handed to the runs
+that they belong to. A run is a few sequences of one request; leaving it cancels whatever of it the engine still works
+on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -37,6 +40,7 @@ class EngineBridge:
         self._model = model
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runs: dict[str, Run] = {}
+        self._steps: deque[tuple[list[StepOutput], float]] = deque()
 
     def start(self) -> None:
         """Starts the engine; its outputs go to the loop that runs now."""
@@ -68,21 +72,32 @@ class EngineBridge:
 
     def _on_step(self, outputs: list[StepOutput]) -> None:
         """Runs on the engine's thread."""
-        loop = self._loop
+        loop, now = self._loop, time.monotonic()
         if loop is None:
             return
+        self._steps.append((outputs, now))
+        if not any(self._is_awaited(output, now) for output in outputs):
+            return
         try:
-            loop.call_soon_threadsafe(self._distribute, outputs, time.monotonic())
+            loop.call_soon_threadsafe(self.distribute)
         except RuntimeError:
             log.warning("the event loop was closed before the engine", model=self._model)
             self._loop = None
 
-    def _distribute(self, outputs: list[StepOutput], now: float) -> None:
-        for output in outputs:
-            ended = output.finish is not None
-            run = self._runs.pop(output.request_id, None) if ended else self._runs.get(output.request_id)
-            if run is not None:
-                run.deliver(output, now)
+    def _is_awaited(self, output: StepOutput, now: float) -> bool:
+        """Runs on the engine's thread, which may see a sequence before `register` has noted it."""
+        run = self._runs.get(output.request_id)
+        return run is None or output.finish is not None or run.is_due(now)
+
+    def distribute(self) -> None:
+        """Hands the outputs that are there to their runs."""
+        while self._steps:
+            outputs, now = self._steps.popleft()
+            for output in outputs:
+                ended = output.finish is not None
+                run = self._runs.pop(output.request_id, None) if ended else self._runs.get(output.request_id)
+                if run is not None:
+                    run.deliver(output, now)
 
 
 Watch: TypeAlias = Callable[[StepOutput], bool]
@@ -95,6 +110,8 @@ class Run:
         self.progress: dict[str, Progress] = {}
         self._pace = pace
         self._due = 0.0
+        self._at_once = False
+        self._ticking = False
         self._bridge = bridge
         self._trace = tracing.here()
         self._deadline = deadline
@@ -116,14 +133,16 @@ class Run:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._running:
+            self._bridge.distribute()
         self._cancel_all()
         if self._trace is not None:
             self._record(self._trace)
 
-    def submit(self, request: Request, watch: Watch | None = None) -> None:
-        """Gives a sequence to the engine. `watch` is shown each output when it comes, however long the consumer has to
-        wait, and tells whether the sequence ends with it: it is then freed at once, as finished by a stop. What it
-        raises the consumer gets.
+    def submit(self, request: Request, watch: Watch | None = None, *, at_once: bool = False) -> None:
+        """Gives a sequence to the engine. `watch` is shown each output, with `at_once` when it comes, however long the
+        consumer has to wait, and tells whether the sequence ends with it: it is then freed at once, as finished by a
+        stop. What it raises the consumer gets.
 
         Raises QUEUE_FULL, KV_CACHE_FULL, ADAPTER_NOT_FOUND or ENGINE_FAILED.
         """
@@ -139,6 +158,7 @@ class Run:
         self.progress[request.id] = progress
         if watch is not None:
             self._watches[request.id] = watch
+        self._at_once = self._at_once or at_once
 
     def cancel(self, request_id: str, finish: Finish | None = None) -> None:
         """Ends one sequence: the engine frees it before its next step, and no output of it follows. `finish` says how
@@ -152,9 +172,17 @@ class Run:
         """Ends the whole run: the engine is freed at once, and the consumer gets `error` after the outputs that are
         there already.
         """
+        self._bridge.distribute()
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
         self._error = self._error or error
         self._cancel_all()
         self._news.set()
+
+    def is_due(self, now: float) -> bool:
+        """Whether an output that comes now should reach the run at once, and not with the tick that it waits for."""
+        return self._at_once or not self._ticking or now >= self._due
 
     def deliver(self, output: StepOutput, now: float) -> None:
         """Takes an output of one of the run's sequences; called by the bridge."""
@@ -163,7 +191,7 @@ class Run:
         if output.finish is not None:
             self._end(output.request_id, output.finish)
         if output.finish is Finish.FAILED:
-            self.fail(output.error or _engine_failed())
+            self._fail(output.error or _engine_failed())
             return
         self._inbox.append(output)
         try:
@@ -171,9 +199,13 @@ class Run:
             if watch is not None and watch(output):
                 self.cancel(output.request_id, Finish.STOP)
         except Exception as fault:  # The consumer's own: others have outputs in this step too.
-            self.fail(fault)
+            self._fail(fault)
             return
-        self._tell(time.monotonic())
+        now = time.monotonic()
+        if not self._running or now >= self._due:
+            self._news.set()
+        elif not self._ticking:
+            self._wait_for_tick(now)
 
     async def next(self) -> list[StepOutput]:
         """Waits for news and returns all outputs since the last call, in their order.
@@ -191,15 +223,19 @@ class Run:
                 raise self._error
             self._news.set()
         outputs, self._inbox = self._inbox, []
-        self._due = self._pace.next_tick(time.monotonic())
+        if self._running and not self._ticking:
+            self._wait_for_tick(time.monotonic())
         return outputs
 
-    def _tell(self, now: float) -> None:
-        """Wakes the consumer: at once if it was not woken since the last tick, otherwise at the next one."""
-        if not self._running or now >= self._due:
+    def _wait_for_tick(self, now: float) -> None:
+        self._due = self._pace.call_at_tick(self._tick, now)
+        self._ticking = self._due > now
+
+    def _tick(self) -> None:
+        self._ticking = False
+        self._bridge.distribute()
+        if self._inbox:
             self._news.set()
-        elif len(self._inbox) == 1:
-            self._pace.set_at_tick(self._news, now)
 
     def _record(self, trace: tracing.LiveSpan) -> None:
         """Makes spans of what the engine did, and of how long its last output took to whoever read it."""

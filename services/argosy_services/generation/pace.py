@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 # However many streams there are, a reader sees text grow this often.
 _MOST_INTERVAL_S = 0.25
@@ -23,7 +24,7 @@ class Pace:
         self._interval_s = interval_s
         self._messages_per_second = messages_per_second
         self._streams = 0
-        self._waiting: list[asyncio.Event] = []
+        self._waiting: list[Callable[[], None]] = []
 
     @property
     def interval_s(self) -> float:
@@ -40,17 +41,19 @@ class Pace:
         """A stream that began sends no more, or never did."""
         self._streams -= 1
 
-    def next_tick(self, now: float) -> float:
-        """The first tick after `now`, or `now` without ticks. Times are those of `time.monotonic()`."""
-        return (now // interval_s + 1) * interval_s if (interval_s := self.interval_s) else now
-
-    def set_at_tick(self, news: asyncio.Event, now: float) -> None:
-        """Sets an event at the next tick."""
+    def call_at_tick(self, call: Callable[[], None], now: float) -> float:
+        """Has something called at the first tick after `now`, and gives that tick; without ticks gives `now` and calls
+        nothing. Times are those of `time.monotonic()`.
+        """
+        if not (interval_s := self.interval_s):
+            return now
+        tick = (now // interval_s + 1) * interval_s
         if not self._waiting:
-            asyncio.get_running_loop().call_later(self.next_tick(now) - now, self._tick)
-        self._waiting.append(news)
+            asyncio.get_running_loop().call_later(tick - now, self._tick)
+        self._waiting.append(call)
+        return tick
 
     def _tick(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for news in waiting:
-            news.set()
+        for call in waiting:
+            call()

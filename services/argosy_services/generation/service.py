@@ -133,7 +133,9 @@ class GenerationService:
                 with run:
                     account.follows(run.progress, job.prompt_tokens)
                     for request in job.requests:
-                        run.submit(replace(request, adapter=lease and lease.key), job.writers[request.id].read)
+                        writer = job.writers[request.id]
+                        bound = replace(request, adapter=lease and lease.key)
+                        run.submit(bound, writer.read, at_once=writer.may_stop_early)
                     with account.sending():
                         yield (Started(_origin(request_id, served, lease), job.prompt_tokens),)
                     writing = dict(job.writers)

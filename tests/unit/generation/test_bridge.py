@@ -98,7 +98,7 @@ async def test_a_tick_without_news_wakes_nobody() -> None:
     pace = Pace(0.01)
     with bridge.run(pace=pace) as run:
         run.submit(request("a", 1, 2, 3))
-        pace.set_at_tick(run._news, time.monotonic())
+        run._wait_for_tick(time.monotonic())
         reading = asyncio.create_task(run.next())
         await asyncio.sleep(0.05)
         assert not reading.done()
@@ -136,7 +136,7 @@ async def test_what_its_watch_ends_is_freed_before_its_reader_hears_of_it() -> N
     engine, bridge = make(step_s=0.01)
     bridge.start()
     with bridge.run(pace=Pace(0.5)) as run:
-        run.submit(request("watched", *range(60)), lambda output: 3 in output.token_ids)
+        run.submit(request("watched", *range(60)), lambda output: 3 in output.token_ids, at_once=True)
         run.submit(request("free", *range(60)))
         seen = await run.next()
         while not any(output.finish for output in seen):
@@ -185,19 +185,71 @@ async def test_a_stream_that_is_left_counts_no_more() -> None:
     assert pace.interval_s == 0.001
 
 
-async def test_a_step_crosses_in_one_callback(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, bridge = make()
-    bridge.start()
+@pytest.fixture
+async def crossings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows each time that a thread wakes the event loop."""
     loop = asyncio.get_running_loop()
-    engine_thread_calls = []
+    found: list[object] = []
     original = loop.call_soon_threadsafe
 
     def counted(*args: object, **kwargs: object) -> object:
         if threading.current_thread() is not threading.main_thread():
-            engine_thread_calls.append(args)
+            found.append(args)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    return found
+
+
+async def test_the_loop_sleeps_until_somebody_has_waited(crossings: list[object]) -> None:
+    engine, bridge = make(step_s=0.005)
+    bridge.start()
+    with bridge.run(pace=Pace(0.2)) as run:
+        run.submit(request("a", *range(100)))
+        got: list[int] = []
+        ticks = 0
+        while len(got) < 100:
+            got += [token for output in await run.next() for token in output.token_ids]
+            ticks += 1
+    bridge.close()
+    assert got == list(range(100))
+    assert engine.callbacks == 100
+    assert len(crossings) <= ticks + 1
+
+
+async def test_what_has_not_been_read_is_counted_when_a_run_is_left() -> None:
+    engine, bridge = make(step_s=0.005)
+    bridge.start()
+    with bridge.run(pace=Pace(10.0)) as run:
+        run.submit(request("left", *range(1_000)))
+        await run.next()
+        await asyncio.sleep(0.1)
+        handed_out = engine.callbacks
+    bridge.close()
+    assert run.progress["left"].tokens >= handed_out > 5
+
+
+async def test_an_error_comes_after_what_was_there_before_it() -> None:
+    engine, bridge = make(step_s=0.005)
+    bridge.start()
+    with bridge.run(pace=Pace(10.0)) as run:
+        run.submit(request("cut", *range(1_000)))
+        got = [token for output in await run.next() for token in output.token_ids]
+        await asyncio.sleep(0.1)
+        run.fail(FAULT)
+        got += [token for output in await run.next() for token in output.token_ids]
+        assert got == list(range(len(got)))
+        assert len(got) > 5
+        with pytest.raises(ArgosyError) as cut:
+            await run.next()
+    assert cut.value is FAULT
+    assert engine.cancelled == ["cut"]
+    bridge.close()
+
+
+async def test_a_step_crosses_in_one_callback(crossings: list[object]) -> None:
+    engine, bridge = make()
+    bridge.start()
     engine.going.clear()
     with bridge.run() as run:
         for number in range(20):
@@ -206,7 +258,7 @@ async def test_a_step_crosses_in_one_callback(monkeypatch: pytest.MonkeyPatch) -
         finished = 0
         while finished < 20:
             finished += sum(output.finish is not None for output in await run.next())
-    assert len(engine_thread_calls) == engine.callbacks == 3
+    assert len(crossings) == engine.callbacks == 3
     bridge.close()
 
 
