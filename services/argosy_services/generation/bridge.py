@@ -92,12 +92,12 @@ class EngineBridge:
     def distribute(self) -> None:
         """Hands the outputs that are there to their runs."""
         while self._steps:
-            outputs, now = self._steps.popleft()
+            outputs, came = self._steps.popleft()
             for output in outputs:
                 ended = output.finish is not None
                 run = self._runs.pop(output.request_id, None) if ended else self._runs.get(output.request_id)
                 if run is not None:
-                    run.deliver(output, now)
+                    run.deliver(output, came)
 
 
 Watch: TypeAlias = Callable[[StepOutput], bool]
@@ -134,7 +134,7 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
         if self._running:
-            self._bridge.distribute()
+            self._bridge.distribute()  # What was generated and not yet read counts as well.
         self._cancel_all()
         if self._trace is not None:
             self._record(self._trace)
@@ -176,6 +176,7 @@ class Run:
         self._fail(error)
 
     def _fail(self, error: Exception) -> None:
+        """As `fail`, while the bridge hands out what is there."""
         self._error = self._error or error
         self._cancel_all()
         self._news.set()
@@ -184,10 +185,10 @@ class Run:
         """Whether an output that comes now should reach the run at once, and not with the tick that it waits for."""
         return self._at_once or not self._ticking or now >= self._due
 
-    def deliver(self, output: StepOutput, now: float) -> None:
-        """Takes an output of one of the run's sequences; called by the bridge."""
+    def deliver(self, output: StepOutput, came: float) -> None:
+        """Takes an output of one of the run's sequences, which the engine gave at `came`; called by the bridge."""
         progress = self.progress[output.request_id]
-        progress.see(output, now)
+        progress.see(output, came)
         if output.finish is not None:
             self._end(output.request_id, output.finish)
         if output.finish is Finish.FAILED:

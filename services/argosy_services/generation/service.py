@@ -112,7 +112,7 @@ class GenerationService:
         However the iterator ends, by its last event, an error, cancellation, `deadline` (a time of `time.monotonic()`)
         or because it is closed, nothing of the request stays in the engine and its adapter's lease is given back.
         """
-        return _one_by_one(self._batches(spec, self._pace, request_id, deadline, tenant))
+        return _one_by_one(self.batches(spec, request_id=request_id, deadline=deadline, tenant=tenant))
 
     def batches(
         self, spec: GenerationSpec, *, request_id: str, deadline: float | None = None, tenant: str = ""
