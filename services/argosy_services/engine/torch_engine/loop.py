@@ -31,6 +31,9 @@ from argosy_services.errors import ArgosyError, Reason, deadline_exceeded
 
 log = structlog.get_logger("argosy.engine")
 
+# Without work before the runner may use the time: nobody's next request follows an answer that closely.
+_QUIET_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -63,6 +66,7 @@ class EngineLoop(threading.Thread):
         self._outputs: list[StepOutput] = []
         self._steps = 0
         self._door = Door()
+        self._unsettled = True
         self._closed = False
         self._stopping = False
         self.fault: Exception | None = None
@@ -167,11 +171,19 @@ class EngineLoop(threading.Thread):
     # One step.
 
     def _run_commands(self) -> None:
-        with self._wake:
-            while not self._commands and len(self._sequences) == len(self._unqueued):
-                self._wake.wait()
+        self._await_work(_QUIET_S if self._unsettled else None)
+        while not self._has_work():
+            self._unsettled = self.parts.runner.settle()
+            self._await_work(0 if self._unsettled else None)
         self._drain_commands()
         self.stats = self._picture()
+
+    def _await_work(self, seconds: float | None) -> None:
+        with self._wake:
+            self._wake.wait_for(self._has_work, seconds)
+
+    def _has_work(self) -> bool:
+        return bool(self._commands) or len(self._sequences) > len(self._unqueued)
 
     def _drain_commands(self) -> None:
         # One by one: should a command fail, those after it are still there to be run when the loop shuts.

@@ -43,5 +43,9 @@ class ModelRunner:
         """The likeliest token, int64 `[rows]`."""
         return logits.argmax(dim=-1)
 
+    def settle(self) -> bool:
+        """Nothing to prepare."""
+        return False
+
     def close(self) -> None:
         """Nothing to give back."""

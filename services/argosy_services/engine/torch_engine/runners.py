@@ -45,6 +45,11 @@ class Runner(Protocol):
         whichever device."""
         ...
 
+    def settle(self) -> bool:
+        """Spends a few milliseconds, in which nothing is to be computed, on what makes later steps faster. Whether more
+        of it is left."""
+        ...
+
     def close(self) -> None:
         """Gives back what the runner holds beside memory."""
         ...

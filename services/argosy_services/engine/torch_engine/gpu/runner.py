@@ -55,6 +55,10 @@ class GpuRunner:
         known = self._decode.likeliest(logits)
         return logits.argmax(dim=-1) if known is None else known
 
+    def settle(self) -> bool:
+        """Nothing to prepare."""
+        return False
+
     def close(self) -> None:
         """Nothing to give back."""
 

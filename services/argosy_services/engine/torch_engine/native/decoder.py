@@ -28,7 +28,7 @@ from argosy_services.engine.torch_engine.native.layout import (
     unfit,
 )
 from argosy_services.engine.torch_engine.native.lora import emit_adapt
-from argosy_services.engine.torch_engine.native.memory import Shelf, zeroed
+from argosy_services.engine.torch_engine.native.memory import Fresh, Shelf, zeroed
 from argosy_services.engine.torch_engine.native.operations import Operation, Operations
 from argosy_services.engine.torch_engine.native.packing import Packed, PackedLayer, pack, pack_layer
 from argosy_services.engine.torch_engine.native.rotate import emit_rotate
@@ -67,6 +67,7 @@ class NativeDecoder:
         self._embeddings = weights.embeddings
         self._buffers = Buffers(config, max_rows, form=self._inputs, queries=self.heads.given)
         self._cache = zeroed(slots // TILE * self.heads.stride)
+        self._fresh = Fresh(self._cache)
         self._angles = _angles(config, max_positions)
         machine = Machine(compiled(self._emit, f"{form.name} {self.heads} {config.qk_norm}", form.processor))
         self._operations = Operations(machine, inputs=form.inputs, threads=threads)
@@ -92,6 +93,10 @@ class NativeDecoder:
         self._operations.prepare(self.step, len(rows))
         self._workers.run(self._head, self.step)
         return self._buffers.logits[: len(rows), : self.config.vocab_size], self._buffers.largest[: len(rows)]
+
+    def settle(self) -> bool:
+        """See `Runner`: takes more of the cache's memory from the system."""
+        return self._fresh.ask()
 
     def close(self) -> None:
         """Ends the threads."""

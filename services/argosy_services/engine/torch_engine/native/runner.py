@@ -56,6 +56,10 @@ class NativeRunner:
             return torch.from_numpy(self._largest)
         return logits.argmax(dim=-1)
 
+    def settle(self) -> bool:
+        """See `Runner`."""
+        return self._decoder.settle()
+
     def close(self) -> None:
         """Ends the decoder's threads."""
         self._decoder.close()
