@@ -152,10 +152,13 @@ class TorchEngine:
 
     def read_adapter(self, directory: Path) -> AdapterWeights:
         """Reads and validates a PEFT adapter for this model. Sets torch's threads of the calling thread to one:
-        the others belong to the engine.
+        the others belong to the engine. Waits for a step to begin where one runs.
         """
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
+        if self._loop is not None:
+            # What comes before has held up the step that runs, and should not do so twice.
+            self._loop.await_step()
         weights = read_peft_adapter(
             directory,
             shapes=self._shapes,

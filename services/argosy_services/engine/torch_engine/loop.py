@@ -33,6 +33,8 @@ log = structlog.get_logger("argosy.engine")
 
 # Without work before the runner may use the time: nobody's next request follows an answer that closely.
 _QUIET_S = 0.1
+# The longest wait for a step to begin: prompts make steps that take longer than a load may be late.
+_MOMENT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class EngineLoop(threading.Thread):
         self._steps = 0
         self._door = Door()
         self._unsettled = True
+        self._computing = threading.Condition()
         self._closed = False
         self._stopping = False
         self.fault: Exception | None = None
@@ -88,6 +91,13 @@ class EngineLoop(threading.Thread):
                 raise not_running() from self.fault
             sequence.ahead = self._door.enter(request, limits)
             self.post(lambda: self._submit(sequence))
+
+    def await_step(self) -> None:
+        """Waits until the engine begins to compute its next step, in which its thread has no need of the interpreter;
+        not at all where nothing is running, and a moment at most. For any thread."""
+        with self._computing:
+            if self.stats.running and not self._closed:
+                self._computing.wait(_MOMENT_S)
 
     def stop(self) -> None:
         """Ends the thread after the step that runs. For any thread."""
@@ -204,6 +214,8 @@ class EngineLoop(threading.Thread):
             work = self.parts.speculator.extend(work)
         started = time.perf_counter()
         masks = self.parts.masks.start(work)
+        with self._computing:
+            self._computing.notify_all()
         logits, spans = self.parts.runner.run(work)
         self.parts.scheduler.advance(work)
         scored = [span for span in spans if span.work.sequence.request.score_from is not None]
