@@ -222,7 +222,11 @@ async def load(rounds: int, root: Path) -> None:
     }
     for name, spans in windows.items():
         longest = [max(gaps(times, [span])) / step for span, step in zip(spans, steps, strict=True)]
-        print(f"longest gap in {name}: median {statistics.median(longest):.2f} steps, most {max(longest):.2f} steps")
+        above = sum(gap > 2 for gap in longest)
+        print(
+            f"longest gap in {name}: median {statistics.median(longest):.2f} steps, most {max(longest):.2f} steps, "
+            f"above 2 in {above} of {len(longest)}"
+        )
     plot(times, beside, statistics.median(steps))
 
 

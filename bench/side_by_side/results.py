@@ -28,6 +28,12 @@ class Outcome:
         values = [sample[figure] for sample in self.samples.get(label, ()) if figure in sample]
         return statistics.median(values) if values else None
 
+    def median_ratio(self, one: str, other: str, figure: str) -> float | None:
+        """The median over the rounds of one entry's figure by another's; None where no round has both."""
+        rounds = zip(self.samples.get(one, ()), self.samples.get(other, ()), strict=False)
+        ratios = [left[figure] / right[figure] for left, right in rounds if figure in left and figure in right]
+        return statistics.median(ratios) if ratios else None
+
 
 class Results:
     """Outcomes by the name of their shape."""
