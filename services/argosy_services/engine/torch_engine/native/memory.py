@@ -15,6 +15,8 @@ log = structlog.get_logger("argosy.engine")
 _PIECE = 64 << 20
 _LINE = 64
 _LARGE_PAGE = 2 << 20
+# Of the C library, as Python's own mmap.madvise holds the interpreter's lock meanwhile.
+_LIBRARY = ctypes.CDLL(None, use_errno=True)
 _MADV_POPULATE_WRITE = 23
 
 
@@ -78,6 +80,3 @@ class Fresh:
             log.info("memory comes as it is written", because=os.strerror(ctypes.get_errno()))
             self._asked = len(self._memory)
         return self._asked < len(self._memory)
-
-
-_LIBRARY = ctypes.CDLL(None, use_errno=True)
