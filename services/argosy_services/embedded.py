@@ -56,7 +56,6 @@ Build = Callable[[Settings], Fleet]
 
 def build_all(settings: Settings) -> Fleet:
     """Loads everything that the settings name."""
-    process.begin()
     # Imports torch, which takes longer than anything else before the port answers.
     from argosy_services.bootstrap import build
 
@@ -93,6 +92,7 @@ class EmbeddedServer:
 
     async def open(self) -> None:
         """Takes both ports; from here on calls are answered, with STARTING. Raises StartupError."""
+        process.begin()
         settings = self.settings
         self._tracing = _start_tracing(settings)
         metrics.configure(settings.metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,24 @@ from argosy.api.embeddings.v1 import embeddings_service_pb2 as pb
 from argosy.api.embeddings.v1 import embeddings_service_pb2_grpc as pb_grpc
 
 PROGRAM = Path(__file__).parent / "small_fleet.py"
+# Eight threads allocate at the same time; the C library then writes down the arenas that it has.
+ALLOCATING = """
+import ctypes, threading
+from argosy_services import process
+
+process.begin()
+library, together = ctypes.CDLL(None), threading.Barrier(8)
+
+def allocate():
+    kept = bytearray(100_000)
+    together.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+library.malloc_info(0, ctypes.c_void_p.in_dll(library, "stdout"))
+library.fflush(None)
+"""
 KEY = "correct-horse-battery"
 
 
@@ -160,3 +179,14 @@ def test_a_taken_port_is_one_clear_line() -> None:
             assert server.end() == 1
     (line,) = [line for line in server.lines if line["level"] != "info"]
     assert line["event"].startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use; ")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="only GNU's C library has arenas")
+@pytest.mark.parametrize(
+    ("given", "arenas"), [({}, 2), ({"MALLOC_ARENA_MAX": "3"}, 3), ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, 4)]
+)
+def test_many_threads_share_few_arenas_unless_told_otherwise(given: dict[str, str], arenas: int) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")}
+    command = [sys.executable, "-c", ALLOCATING]
+    ran = subprocess.run(command, env={**kept, **given}, capture_output=True, text=True, check=True, timeout=30)
+    assert ran.stdout.count("<heap nr=") == arenas
