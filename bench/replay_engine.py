@@ -57,6 +57,11 @@ class ReplayEngine:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
 
+    @property
+    def healthy(self) -> bool:
+        """It never fails."""
+        return not self._closed
+
     def start(self, on_step: StepCallback) -> None:
         """Starts the thread."""
         self._on_step = on_step

@@ -279,6 +279,13 @@ class Engine(SequenceRunner, AdapterHost, Protocol):
     max_waiting: int
     max_waiting_tokens: int
 
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes sequences, or will (again) without help from outside: False is for good. A sequence that
+        ends with ENGINE_FAILED says nothing about those to come.
+        """
+        ...
+
     def stats(self) -> EngineStats:
         """The picture after the last step."""
         ...

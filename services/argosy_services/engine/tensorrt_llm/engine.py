@@ -88,8 +88,8 @@ class TensorRtEngine:
 
     @property
     def healthy(self) -> bool:
-        """Whether the library lives, by its own account."""
-        return self._thread is not None and self._thread.healthy
+        """Whether the library lives, or is being started again."""
+        return self._thread is None or self._thread.healthy
 
     def start(self, on_step: StepCallback) -> None:
         """Starts the engine's thread; once."""

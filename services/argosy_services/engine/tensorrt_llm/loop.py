@@ -69,13 +69,18 @@ class EngineThread(threading.Thread):
 
     @property
     def healthy(self) -> bool:
-        """Whether requests are taken: not while the library is being made anew, nor after the last attempt."""
-        return self.is_alive() and self._closing is None and self._llm is not None
+        """Whether requests are taken now, or once the library has been made anew: not after the last attempt."""
+        return self.is_alive() and self._closing is None
+
+    @property
+    def takes(self) -> bool:
+        """Whether requests are taken now."""
+        return self.healthy and self._llm is not None
 
     def offer(self, request: Request, limits: Limits) -> None:
         """Has a sequence run. Raises QUEUE_FULL or ENGINE_FAILED."""
         with self._lock:
-            if not self.healthy:
+            if not self.takes:
                 raise not_running() from self.fault
             self._door.enter(request, limits)
             self._loop.call_soon_threadsafe(self._submit, request)

@@ -107,6 +107,11 @@ class TorchEngine:
             grammars=grammars,
         )
 
+    @property
+    def healthy(self) -> bool:
+        """Whether its thread has not ended: a fault there ends the engine."""
+        return self._loop is None or (self._loop.is_alive() and self._loop.fault is None)
+
     def start(self, on_step: StepCallback) -> None:
         """Starts the engine's thread; once."""
         if self._loop is not None:

@@ -104,6 +104,11 @@ class Bench:
             self.steps.append(outputs)
             self._news.notify_all()
 
+    @property
+    def takes(self) -> bool:
+        """Whether it takes requests now."""
+        return self.engine._thread.takes
+
     def of(self, request_id: str) -> list[StepOutput]:
         return [output for step in list(self.steps) for output in step if output.request_id == request_id]
 

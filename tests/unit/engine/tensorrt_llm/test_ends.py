@@ -65,6 +65,7 @@ def test_one_failed_request_is_its_own(bench: MakeBench, control: Any) -> None:
     assert failed.error is not None
     assert failed.error.reason is Reason.ENGINE_FAILED
     assert "out of luck" in failed.error.message
+    assert engine.engine.healthy
     assert engine.run(ask("b"))[-1].finish is Finish.LENGTH
     assert len(control.llms) == 1
 
@@ -137,7 +138,7 @@ def test_after_its_death_the_library_is_started_again(bench: MakeBench, control:
     engine = bench(max_batch=1, max_waiting=0)
     engine.run(ask("a"))
     control.llms[0].die()
-    eventually(lambda: len(control.llms) == 2 and engine.engine.healthy)
+    eventually(lambda: len(control.llms) == 2 and engine.takes)
     assert control.llms[0].shut_down
     assert tokens(engine.run(ask("b"))) == tokens(engine.of("a"))
 
@@ -150,7 +151,20 @@ def test_death_between_two_requests(bench: MakeBench, control: Any, monkeypatch:
     last = engine.run(ask("a"))[-1]
     assert last.error is not None
     assert last.error.reason is Reason.ENGINE_FAILED
-    eventually(lambda: engine.engine.healthy and len(control.llms) == 2)
+    eventually(lambda: engine.takes and len(control.llms) == 2)
+
+
+def test_an_engine_that_starts_again_is_not_given_up(bench: MakeBench, control: Any) -> None:
+    """Fails when the time until the library runs again is taken for the engine's end."""
+    engine = bench(own={"restart_delay_s": 60})
+    control.llms[0].die()
+    eventually(lambda: not engine.takes)
+    assert engine.engine.healthy
+    with pytest.raises(ArgosyError) as raised:
+        engine.engine.submit(ask())
+    assert raised.value.reason is Reason.ENGINE_FAILED
+    engine.engine.close()
+    assert not engine.engine.healthy
 
 
 def test_attempts_are_bounded(bench: MakeBench, control: Any) -> None:
@@ -173,7 +187,7 @@ def test_a_success_gives_attempts_back(bench: MakeBench, control: Any) -> None:
     for death in range(3):
         engine.run(ask(f"r{death}"))
         control.llms[-1].die()
-        eventually(lambda death=death: len(control.llms) == death + 2 and engine.engine.healthy)
+        eventually(lambda death=death: len(control.llms) == death + 2 and engine.takes)
 
 
 def test_a_failed_attempt_is_followed_by_another(bench: MakeBench, control: Any) -> None:
@@ -181,7 +195,7 @@ def test_a_failed_attempt_is_followed_by_another(bench: MakeBench, control: Any)
     engine = bench()
     control.failing_constructions = 2
     control.llms[0].die()
-    eventually(lambda: engine.engine.healthy and len(control.llms) == 2)
+    eventually(lambda: engine.takes and len(control.llms) == 2)
     assert engine.run(ask())[-1].error is None
 
 

@@ -71,7 +71,7 @@ def test_they_reach_the_engine(bench: MakeBench, control: Any) -> None:
 def test_nobody_asks_before_the_first_request(bench: MakeBench, control: Any) -> None:
     """Fails when statistics are asked for before there are any; the library warns each time."""
     engine = bench()
-    eventually(lambda: engine.engine.healthy)
+    eventually(lambda: engine.takes)
     time.sleep(0.6)
     assert control.stats_asked_early == 0
 
