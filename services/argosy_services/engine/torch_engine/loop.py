@@ -100,8 +100,9 @@ class EngineLoop(threading.Thread):
                 self._computing.wait(_MOMENT_S)
 
     def stop(self) -> None:
-        """Ends the thread after the step that runs. For any thread."""
-        self.post(self._stop)
+        """Ends the thread after the step that runs, if no fault did. For any thread."""
+        with suppress(ArgosyError):
+            self.post(self._end)
         self.join()
 
     def run(self) -> None:
@@ -175,7 +176,7 @@ class EngineLoop(threading.Thread):
         if len(self._sequences) != len(scheduler.running) + len(scheduler.waiting) + len(self._unqueued):
             raise RuntimeError("the engine's books and the scheduler's disagree")
 
-    def _stop(self) -> None:
+    def _end(self) -> None:
         self._stopping = True
 
     # One step.
