@@ -17,6 +17,7 @@ import structlog
 from argosy_services.cluster.messages import MessageRefusedError, Outputs, Run, ToEngine, ToGateway
 from argosy_services.cluster.wire import Connection, Contact, listen
 from argosy_services.engine.base import Engine, Finish, Request, StepOutput
+from argosy_services.engine.failures import not_running
 from argosy_services.errors import ArgosyError, Reason
 
 log = structlog.get_logger("argosy.cluster")
@@ -42,12 +43,13 @@ class EngineHost:
         self._owners: dict[str, _Outbox] = {}
         self._idle = asyncio.Event()
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._fault: ArgosyError | None = None
 
     def check_health(self) -> None:
-        """Raises ENGINE_FAILED once the engine has ended by a fault."""
-        if self._fault is not None:
-            raise self._fault
+        """Raises ENGINE_FAILED once the engine takes no more sequences. Asked of the engine itself: that one sequence
+        failed is no reason to give up a replica and its GPU.
+        """
+        if not self.engine.healthy:
+            raise not_running()
 
     async def start(self, host: str) -> Contact:
         """Starts the engine and takes gateways on a free port of `host`; returns where."""
@@ -141,17 +143,12 @@ class EngineHost:
 
     def _distribute(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
-            self._look(output.error)
             if output.timings is not None and (held := self._held.get(output.request_id)) is not None:
                 output = replace(output, timings=replace(output.timings, adapter_s=held[1]))  # noqa: PLW2901
             over = output.finish is not None
             outbox = self._end(output.request_id) if over else self._owners.get(output.request_id)
             if outbox is not None:
                 outbox.put(output)
-
-    def _look(self, error: ArgosyError | None) -> None:
-        if error is not None and error.reason is Reason.ENGINE_FAILED:
-            self._fault = error
 
 
 class _Outbox:
