@@ -232,6 +232,7 @@ class EngineDeployment(AdapterReplica):
             "waiting_tokens": stats.waiting_tokens,
             "kv_use": stats.kv_blocks_in_use / max(1, stats.kv_blocks_total),
             "adapters": sorted(self._tiers.in_slots),
+            "ready": stats.ready,
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -26,6 +26,7 @@ class ReplicaView:
     waiting_tokens: int = 0
     kv_use: float = 0.0
     adapters: frozenset[str] = frozenset()
+    ready: bool = True
 
     @classmethod
     def read(cls, stats: Mapping[str, Any]) -> ReplicaView:
@@ -35,6 +36,7 @@ class ReplicaView:
             waiting_tokens=int(stats.get("waiting_tokens", 0)),
             kv_use=float(stats.get("kv_use", 0.0)),
             adapters=frozenset(stats.get("adapters", ())),
+            ready=bool(stats.get("ready", True)),
         )
 
     @property
@@ -47,16 +49,18 @@ def rank(replicas: Mapping[str, ReplicaView], request: Request) -> list[str]:
     """The ids of replicas in the order in which they suit a sequence.
 
     First the one that prompts with this beginning always go to (rendezvous hashing, Thaler and Ravishankar, 1996),
-    unless others have much less to do; then those that hold the adapter; then those that would have to load it; last
-    those that are full. Of each kind those with fewer sequences come first.
+    unless others have much less to do; then those that hold the adapter; then those that would have to load it; then
+    those that are full; last those whose engine is being started again, which have nothing to do because they refuse.
+    Of each kind those with fewer sequences come first.
     """
 
     def by_load(kind: Iterable[str]) -> list[str]:
         return sorted(kind, key=lambda name: (replicas[name].sequences, _affinity(request, name)))
 
-    free = {name for name, view in replicas.items() if not view.busy}
+    ready = {name for name, view in replicas.items() if view.ready}
+    free = {name for name in ready if not replicas[name].busy}
     holders = {name for name in free if request.adapter is None or request.adapter in replicas[name].adapters}
-    ranked = [*by_load(holders), *by_load(free - holders), *by_load(replicas.keys() - free)]
+    ranked = [*by_load(holders), *by_load(free - holders), *by_load(ready - free), *by_load(replicas.keys() - ready)]
     if holders:
         home = max(holders, key=lambda name: _affinity(request, name))
         if replicas[home].sequences <= replicas[ranked[0]].sequences + _AFFINITY_SLACK:

@@ -189,7 +189,9 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A picture of an engine between two steps; its adapters are named by their keys."""
+    """A picture of an engine between two steps; its adapters are named by their keys. One that is not `ready` takes no
+    sequences now, but will again if it is healthy.
+    """
 
     running: int
     waiting: int
@@ -201,6 +203,7 @@ class EngineStats:
     preemptions: int
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
+    ready: bool = True
 
 
 class AdapterWeights(Protocol):

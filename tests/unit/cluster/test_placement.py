@@ -56,6 +56,12 @@ def test_holders_of_the_adapter_come_first_and_the_full_last() -> None:
     assert set(ranked[2:]) == {"full", "behind"}
 
 
+def test_an_engine_that_is_started_again_draws_no_sequences_for_its_idleness() -> None:
+    views = {"full": ReplicaView(sequences=60, kv_use=0.95), "again": ReplicaView.read({"ready": False})}
+    for beginning in range(20):
+        assert rank(views, asking(beginning)) == ["full", "again"]
+
+
 def test_replicas_that_have_reported_nothing_take_sequences() -> None:
     assert set(rank({"a": ReplicaView.read({}), "b": ReplicaView()}, asking(1))) == {"a", "b"}
     assert rank({}, asking(1)) == []

@@ -200,6 +200,7 @@ class EngineThread(threading.Thread):
         log.error("TensorRT-LLM stopped; it is started again", model=self._context.model)
         self.fault = fault or self.fault
         dead, self._llm = self._llm, None
+        self.stats = self._picture()
         for stream in list(self._streams.values()):
             stream.end(not_running())
         # Their responses will never come.
@@ -278,6 +279,7 @@ class EngineThread(threading.Thread):
             unstarted=len(unstarted),
             unstarted_tokens=sum(len(stream.request.prompt) for stream in unstarted),
             adapters=len(self._adapters),
+            ready=self._llm is not None,
         )
 
     # Commands.

@@ -38,7 +38,9 @@ class Statistics:
         """A new instance counts from 0 and holds nothing."""
         self._iteration = self._queued = self._paused = self.blocks_in_use = 0
 
-    def picture(self, *, live: int, unstarted: int, unstarted_tokens: int, adapters: int) -> EngineStats:
+    def picture(
+        self, *, live: int, unstarted: int, unstarted_tokens: int, adapters: int, ready: bool = True
+    ) -> EngineStats:
         """`unstarted` of the `live` sequences have no token yet; only those can wait, however late a report is."""
         waiting = min(self._queued, unstarted)
         return EngineStats(
@@ -50,6 +52,7 @@ class Statistics:
             adapters=adapters,
             steps=self.steps,
             preemptions=self.preemptions,
+            ready=ready,
         )
 
 

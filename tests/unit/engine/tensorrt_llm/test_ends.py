@@ -138,7 +138,7 @@ def test_after_its_death_the_library_is_started_again(bench: MakeBench, control:
     engine = bench(max_batch=1, max_waiting=0)
     engine.run(ask("a"))
     control.llms[0].die()
-    eventually(lambda: len(control.llms) == 2 and engine.takes)
+    eventually(lambda: len(control.llms) == 2 and engine.engine.stats().ready)
     assert control.llms[0].shut_down
     assert tokens(engine.run(ask("b"))) == tokens(engine.of("a"))
 
@@ -158,7 +158,7 @@ def test_an_engine_that_starts_again_is_not_given_up(bench: MakeBench, control: 
     """Fails when the time until the library runs again is taken for the engine's end."""
     engine = bench(own={"restart_delay_s": 60})
     control.llms[0].die()
-    eventually(lambda: not engine.takes)
+    eventually(lambda: not engine.engine.stats().ready)
     assert engine.engine.healthy
     with pytest.raises(ArgosyError) as raised:
         engine.engine.submit(ask())
