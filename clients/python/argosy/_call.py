@@ -14,7 +14,14 @@ from argosy._config import Config, check_timeout
 from argosy._metadata import Metadata, make_metadata, make_request_id
 from argosy._status import RpcStatus, to_error
 from argosy._tracing import CallSpan
-from argosy.errors import ArgosyError, CallCancelledError, ConnectError, ResourceExhaustedError, UnavailableError
+from argosy.errors import (
+    ArgosyError,
+    CallCancelledError,
+    ConnectError,
+    EngineFailedError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 # They only compute: asking again costs time and changes nothing. An agent's tools may do more.
 _REPEATABLE = ("tokenization", "embeddings", "generation")
@@ -96,10 +103,13 @@ class CallPlan:
         return None if remaining is not None and wait >= remaining else wait
 
     def _may_repeat(self, error: ArgosyError) -> bool:
-        """Whether the answer was lost on its way. Once only: a request that kills servers must not meet them all."""
+        """Whether the answer was lost on its way, or its engine failed and the server says that another try is worth
+        it. Once only: a request that kills servers must not meet them all.
+        """
+        failed = isinstance(error, EngineFailedError) and error.retry_after is not None
         lost = isinstance(error, UnavailableError | CallCancelledError) and not error.reason
-        first, self._lost = lost and not self._lost, self._lost or lost
-        return first and self._area in _REPEATABLE
+        first, self._lost = not self._lost, self._lost or failed or lost
+        return first and (failed or (lost and self._area in _REPEATABLE))
 
 
 def _method(request: Message) -> str:
@@ -111,4 +121,6 @@ def _method(request: Message) -> str:
 def _started_nothing(error: ArgosyError) -> bool:
     if isinstance(error, ConnectError):
         return True
+    if isinstance(error, EngineFailedError):
+        return False
     return isinstance(error, UnavailableError | ResourceExhaustedError) and error.retry_after is not None

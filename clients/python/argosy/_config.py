@@ -23,7 +23,8 @@ class RetryPolicy:
     Tried again are calls that started nothing: those that never reached a server, and those that a server refused with
     RESOURCE_EXHAUSTED or UNAVAILABLE and a delay (`RetryInfo`). A call whose connection breaks under it may have been
     started; it is tried again once where it only computes (tokenization, embeddings, generation), never where it might
-    change something twice (adapters, agents). Streams are tried again only before their first event.
+    change something twice (adapters, agents). A call whose engine failed (ENGINE_FAILED) gets one more try as well: a
+    request that kills engines must not meet them all. Streams are tried again only before their first event.
 
     A wait is the longer of the server's delay and an exponential backoff, plus jitter. A server that asks for more than
     `max_delay` gets no second try, nor does a call whose deadline is nearer than the wait. `max_attempts` counts the

@@ -134,6 +134,37 @@ async def test_what_only_computes_is_tried_once_more_when_its_connection_breaks(
     assert len(server.calls_of("Encode")) == 2
 
 
+# As servers send it, on each engine that a request kills.
+ENGINE_FAILED = Failure(grpc.StatusCode.UNAVAILABLE, "ENGINE_FAILED", retry_after=0.01)
+
+
+async def test_another_engine_is_tried_once(face: Face, server: ScriptedServer) -> None:
+    server.failures["Generate"] = [ENGINE_FAILED]
+    assert (await face.call(lambda c: c.generation.generate("x"))).text == " Paris."
+    server.failures["StreamGenerate"] = [ENGINE_FAILED]
+    assert "".join(await face.drain(lambda c: c.generation.stream("x").text())) == " Paris."
+    server.failures["LoadAdapter"] = [ENGINE_FAILED]
+    assert (await face.call(lambda c: c.adapters.load("a", "file:///a"))).name == "pirate"
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [[ENGINE_FAILED] * 2, [ENGINE_FAILED, LOST[0]], [LOST[0], ENGINE_FAILED]],
+    ids=["two fail", "one fails and one is lost", "one is lost and one fails"],
+)
+async def test_a_request_that_kills_engines_does_not_meet_them_all(
+    face: Face, server: ScriptedServer, failures: list[Failure]
+) -> None:
+    server.failures["Generate"] = list(failures)
+    with pytest.raises(argosy.UnavailableError):
+        await face.call(lambda c: c.generation.generate("x"))
+    assert len(server.calls_of("Generate")) == 2
+    server.failures["StreamGenerate"] = list(failures)
+    with pytest.raises(argosy.UnavailableError):
+        await face.drain(lambda c: c.generation.stream("x").text())
+    assert len(server.calls_of("StreamGenerate")) == 2
+
+
 @pytest.mark.parametrize("lost", LOST, ids=lambda failure: failure.code.name)
 async def test_what_may_change_something_is_not_done_twice(face: Face, server: ScriptedServer, lost: Failure) -> None:
     for method, use in (
@@ -191,6 +222,13 @@ def test_backoff_grows_and_is_capped() -> None:
     tried = plan(max_attempts=10, initial_backoff=1.0, multiplier=2.0, max_backoff=5.0, jitter=0.0)
     error = argosy.ConnectError("refused")
     assert [tried.retry_in(error) for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_refusals_in_between_give_no_further_try_on_another_engine() -> None:
+    tried = plan(max_attempts=10, initial_backoff=1.0)
+    failed = argosy.EngineFailedError("dead", reason="ENGINE_FAILED", retry_after=1.0)
+    full = argosy.QueueFullError("full", reason="QUEUE_FULL", retry_after=1.0)
+    assert [tried.retry_in(error) is not None for error in (full, failed, full, failed)] == [True, True, True, False]
 
 
 def test_jitter_only_lengthens_a_wait() -> None:
