@@ -206,13 +206,15 @@ def make_adapters(settings: Settings, residences: Mapping[str, Residence], datab
     )
 
 
-def make_agents(settings: Settings, generation: Generation, database: Database, embedder: Embedder) -> AgentsService:
-    """The agents service over the generation service."""
+def make_agents(
+    settings: Settings, generation: Generation, database: Database, embedder: Embedder, *, replicated: bool = False
+) -> AgentsService:
+    """The agents service over the generation service; `replicated` where there may be several of it."""
     toolbox = Toolbox(settings.agents)
     return AgentsService(
         LocalChatModel(generation, settings.agents.priority),
         toolbox.safe(),
-        RunStore(database, keep_runs=settings.agents.keep_runs),
+        RunStore(database, keep_runs=settings.agents.keep_runs, shared=replicated),
         max_running=settings.agents.max_running,
         embedder=embedder,
         toolbox=toolbox,

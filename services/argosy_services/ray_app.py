@@ -326,7 +326,7 @@ class AgentsDeployment(AgentsServicer):
         self._replica = replica = Replica(given)
         generation = await HandleGeneration.connect()
         self._database = Database(replica.settings.database_dsn)
-        self._agents = make_agents(replica.settings, generation, self._database, HandleEmbedder())
+        self._agents = make_agents(replica.settings, generation, self._database, HandleEmbedder(), replicated=True)
         await self._agents.start()
         super().__init__(self._agents, replica.gate, replica.auth)
         replica.ready()

@@ -115,7 +115,7 @@ class RunLog:
             await self._news.wait()
 
     async def input(self, key: str) -> str:
-        """Waits for what is left for the run under a key."""
+        """Waits for what is left for the run under a key. Raises RunTakenError where it was ended elsewhere."""
         while True:
             # Taken before the look, so that what comes in between is not missed.
             news = self._news

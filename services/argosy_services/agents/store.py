@@ -50,15 +50,13 @@ class RunTakenError(Exception):
 class RunStore:
     """The tables of runs. Every method raises STORE_UNAVAILABLE where the database cannot be used."""
 
-    def __init__(self, database: Database, *, keep_runs: int = 10_000) -> None:
-        """`keep_runs` is how many finished runs of one owner are kept; older ones are deleted."""
+    def __init__(self, database: Database, *, keep_runs: int = 10_000, shared: bool = False) -> None:
+        """`keep_runs` is how many finished runs of one owner are kept; older ones are deleted. `shared` says that other
+        processes use the same tables; those of a database that has a server may be anyway.
+        """
         self._database = database
         self._keep_runs = keep_runs
-
-    @property
-    def shared(self) -> bool:
-        """Whether other servers may use the same tables."""
-        return self._database.shared
+        self.shared = shared or database.shared
 
     def prepare(self) -> None:
         """Makes the tables. Blocks. Raises SchemaTooNewError."""
@@ -206,14 +204,19 @@ class RunStore:
         return inserted == 1
 
     async def input(self, run_id: str, key: str) -> str | None:
-        """What was left under a key."""
-        body: str | None = await self._database.read(
-            lambda connection: connection.execute(
-                text("SELECT body FROM agent_inputs WHERE run_id = :run_id AND key = :key"),
-                {"run_id": run_id, "key": key},
+        """What was left under a key. Raises RunTakenError where nothing will be, because the run is finished."""
+        values = {"run_id": run_id, "key": key, "finished": RunState.FINISHED.value}
+
+        def work(connection: Connection) -> str | None:
+            body: str | None = connection.execute(
+                text("SELECT body FROM agent_inputs WHERE run_id = :run_id AND key = :key"), values
             ).scalar_one_or_none()
-        )
-        return body
+            over = text("SELECT 1 FROM agent_runs WHERE run_id = :run_id AND state = :finished")
+            if body is None and connection.execute(over, values).first() is not None:
+                raise RunTakenError(run_id)
+            return body
+
+        return await self._database.read(work)
 
 
 def run_not_found(run_id: str) -> ArgosyError:

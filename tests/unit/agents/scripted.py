@@ -80,12 +80,17 @@ class ScriptedModel:
 
 @contextmanager
 def agents(
-    model: ScriptedModel, tools: Sequence[Tool], directory: Path | None = None, **options: Any
+    model: ScriptedModel,
+    tools: Sequence[Tool],
+    directory: Path | None = None,
+    *,
+    shared: bool = False,
+    **options: Any,
 ) -> Iterator[AgentsService]:
-    """A service whose runs are kept in a directory, a new one unless it is given."""
+    """A service whose runs are kept in a directory, a new one unless it is given; `shared` with other services."""
     with TemporaryDirectory() as fresh:
         database = Database(f"sqlite:///{(directory or Path(fresh)).absolute()}/runs.db")
-        store = RunStore(database)
+        store = RunStore(database, shared=shared)
         store.prepare()
         try:
             yield AgentsService(model, tools, store, **{"max_running": 4, **options})

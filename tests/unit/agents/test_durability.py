@@ -15,6 +15,7 @@ from argosy_services.agents.tools.base import Effect
 from argosy_services.agents.types import (
     AgentSpec,
     Budget,
+    ClientToolSpec,
     Event,
     ModelReplied,
     Outcome,
@@ -23,6 +24,7 @@ from argosy_services.agents.types import (
     RunResumed,
     RunState,
     ThoughtDelta,
+    ToolStarted,
 )
 from argosy_services.errors import ArgosyError, Reason
 
@@ -154,6 +156,44 @@ async def test_two_servers_do_not_work_on_one_run(tmp_path: Path) -> None:
         assert caught.value.reason is Reason.RUN_STATE
         assert isinstance(taken[-1].event, RunFinished)
     assert (first.calls, second.calls) == ([], CALLS)
+
+
+async def test_what_is_left_at_one_server_reaches_the_run_at_another(tmp_path: Path) -> None:
+    """Replicas on one SQLite file: a call goes to any of them, and only one works on the run."""
+    tool = ClientToolSpec("mine", "Mine.", {"properties": {"x": {"type": "integer"}}})
+    model = ScriptedModel(["a", action("mine", x=1), "b", answer("done")])
+    with agents(model, [], tmp_path, shared=True) as one, agents(ScriptedModel([]), [], tmp_path, shared=True) as other:
+        events = one.run(AgentSpec("task", client_tools=(tool,)))
+        seen = [await anext(events)]
+        while not isinstance(seen[-1].event, ToolStarted):
+            seen.append(await anext(events))
+        run_id, call_id = getattr(seen[0].event, "run_id", ""), seen[-1].event.call_id
+        watching = asyncio.create_task(all_of(other.watch(run_id, 0)))
+        await asyncio.sleep(0.1)
+        assert not watching.done()
+        await other.submit(run_id, call_id, "5")
+        seen += await asyncio.wait_for(all_of(events), 5)
+        watched = await asyncio.wait_for(watching, 5)
+    observed = [event.text for event in kinds(seen, Observation) if isinstance(event, Observation)]
+    assert observed == ["<tool_data>5</tool_data>"]
+    assert isinstance(watched[-1].event, RunFinished)
+    assert [one.sequence for one in watched] == [one.sequence for one in seen]
+
+
+async def test_a_run_that_waits_learns_that_it_was_cancelled_at_another_server(tmp_path: Path) -> None:
+    """It would hold its place, and its caller, for as long as it may wait."""
+    tool = ClientToolSpec("mine", "Mine.", {"properties": {"x": {"type": "integer"}}})
+    model = ScriptedModel(["a", action("mine", x=1), "b", answer("done")])
+    with agents(model, [], tmp_path, shared=True) as one, agents(ScriptedModel([]), [], tmp_path, shared=True) as other:
+        events = one.run(AgentSpec("task", client_tools=(tool,)))
+        first = await anext(events)
+        async for event in events:
+            if isinstance(event.event, ToolStarted):
+                break
+        assert (await other.cancel(getattr(first.event, "run_id", ""))).outcome is Outcome.CANCELLED
+        with pytest.raises(ArgosyError, match="was ended there"):
+            await asyncio.wait_for(all_of(events), 5)
+        assert one.running == 0
 
 
 async def test_a_failure_interrupts_and_the_run_can_go_on(tmp_path: Path) -> None:
