@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from ray import serve
 
 from argosy._version import __version__
 from argosy_services import logs, metrics, metrics_page, process, tracing
 from argosy_services.cluster.ray_metrics import RayExporter
+from argosy_services.cluster.targets import Target
 from argosy_services.rpc.auth import Authenticator
 from argosy_services.rpc.gate import Gate
 from argosy_services.settings import Settings
@@ -53,24 +52,20 @@ class Replica:
 
     def close(self) -> None:
         """Withdraws the metrics' address, and sends the last of them and of the spans."""
-        self._target.unlink(missing_ok=True)
+        self._target.withdraw()
         self._exporter.stop()
         if self._tracing is not None:
             self._tracing.stop(_FLUSH_S)
 
 
-def _publish_metrics(settings: Settings) -> Path:
+def _publish_metrics(settings: Settings) -> Target:
     """Serves the metrics of this process on a free port and writes down where."""
     port, _ = metrics_page.serve(settings.metrics_host, 0, vllm_names=settings.metrics.vllm_names)
     context = serve.get_replica_context()
     name = context.replica_id.unique_id
-    directory = settings.metrics_targets
-    directory.mkdir(parents=True, exist_ok=True)
-    target = {
-        "targets": [f"{settings.metrics_host}:{port}"],
-        "labels": {"application": context.app_name, "deployment": context.deployment, "replica": name},
-    }
-    # Renamed into place, so that a reader never sees half of it.
-    draft = directory / f".{name}"
-    draft.write_text(json.dumps([target]))
-    return draft.rename(directory / f"{context.app_name}-{name}.json")
+    return Target(
+        settings.metrics_targets,
+        f"{context.app_name}-{name}",
+        f"{settings.metrics_host}:{port}",
+        {"application": context.app_name, "deployment": context.deployment, "replica": name},
+    )
