@@ -176,6 +176,10 @@ class AdaptersDeployment(AdaptersServicer):
         """The adapters of a model that its replicas may be asked for, and where their files are."""
         return dict(self._residences[model].known)
 
+    async def check_health(self) -> None:
+        """Ray Serve asks as long as it keeps the replica; see `notice`."""
+        self._replica.checked()
+
     async def __del__(self) -> None:
         await self._adapters.close()
         await asyncio.to_thread(self._database.close)
@@ -334,6 +338,10 @@ class AgentsDeployment(AgentsServicer):
     async def reconfigure(self, live: Given) -> None:
         """Takes over settings while it runs; see `serve_config`."""
         self._agents.max_running = self._replica.reconfigure(live).agents.max_running
+
+    async def check_health(self) -> None:
+        """Ray Serve asks as long as it keeps the replica; see `notice`."""
+        self._replica.checked()
 
     async def __del__(self) -> None:
         await self._agents.close()

@@ -8,6 +8,7 @@ from ray import serve
 
 from argosy._version import __version__
 from argosy_services import logs, metrics, metrics_page, process, tracing
+from argosy_services.cluster.notice import StopNotice
 from argosy_services.cluster.ray_metrics import RayExporter
 from argosy_services.cluster.targets import Target
 from argosy_services.rpc.auth import Authenticator
@@ -28,6 +29,7 @@ class Replica:
         self.auth = Authenticator.of(self.settings)
         self.gate = Gate()
         self.gate.open()
+        self._notice = StopNotice(self.gate)
         self._tracing = tracing.start(self.settings.tracing, version=__version__)
         metrics.configure(self.settings.metrics)
         metrics.BUILD_INFO.labels(version=__version__, runtime="ray").set(1)
@@ -39,6 +41,10 @@ class Replica:
         """Everything is loaded."""
         process.loaded()
         metrics.READY.set(1)
+
+    def checked(self) -> None:
+        """Its health was checked, so Ray Serve keeps it; for replicas that can be watched."""
+        self._notice.checked()
 
     def reconfigure(self, live: Mapping[str, object]) -> Settings:
         """Takes over settings while it runs; returns all that are now in force."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from argosy_services.cluster.notice import HEALTH_CHECK_PERIOD_S
 from argosy_services.rpc.dispatch import SERVICES
 from argosy_services.settings import Replicas, Settings, default_data_dir, live_fields
 
@@ -167,7 +168,7 @@ def _deployment(settings: Settings, name: str, replicas: Replicas, scaling: Mapp
         "max_ongoing_requests": _MANY,
         "graceful_shutdown_timeout_s": cluster.drain_seconds,
         "graceful_shutdown_wait_loop_s": 0.2,
-        "health_check_period_s": 2,
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": 30,
         "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
     }

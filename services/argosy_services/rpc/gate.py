@@ -27,6 +27,7 @@ class Gate:
         self._idle = asyncio.Event()
         self._idle.set()
         self._cut_off = False
+        self._watchable = True
         self._calls: set[asyncio.Timeout] = set()
         self._watches: set[asyncio.Timeout] = set()
 
@@ -39,6 +40,17 @@ class Gate:
         """Take no new calls. Those that run go on; long-lived watches end."""
         self.phase = Phase.DRAINING
         _expire(self._watches)
+
+    def end_watches(self) -> None:
+        """Watches end, and none goes on until `allow_watches`; calls are taken as before. For a server that is not sure
+        that it drains.
+        """
+        self._watchable = False
+        _expire(self._watches)
+
+    def allow_watches(self) -> None:
+        """Takes `end_watches` back."""
+        self._watchable = True
 
     def cut_off(self) -> None:
         """After `drain`: end the calls that still run."""
@@ -85,7 +97,7 @@ class Gate:
 
     def must_end(self, *, watch: bool) -> bool:
         """Whether a call or watch that was admitted may not go on."""
-        return self._cut_off or (watch and self.phase is Phase.DRAINING)
+        return self._cut_off or (watch and (self.phase is Phase.DRAINING or not self._watchable))
 
 
 def _expire(limits: set[asyncio.Timeout]) -> None:

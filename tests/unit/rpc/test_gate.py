@@ -55,6 +55,29 @@ async def test_a_watch_is_ended_by_drain_and_a_call_by_cut_off() -> None:
         await _wait(gate, watch=False)
 
 
+async def test_watches_end_and_are_allowed_again_while_calls_go_on() -> None:
+    gate = Gate()
+    gate.open()
+    watch, call = (asyncio.create_task(_wait(gate, watch=watch)) for watch in (True, False))
+    await asyncio.sleep(0)
+    gate.end_watches()
+    with pytest.raises(TimeoutError):
+        await watch
+    assert gate.must_end(watch=True)
+    with pytest.raises(ArgosyError) as caught:
+        await _wait(gate, watch=True)
+    assert caught.value.reason is Reason.DRAINING
+    with gate.admit():
+        assert not call.done()
+    gate.allow_watches()
+    again = asyncio.create_task(_wait(gate, watch=True))
+    await asyncio.sleep(0.01)
+    assert not again.done()
+    assert not call.done()
+    for task in (again, call):
+        task.cancel()
+
+
 async def _wait(gate: Gate, *, watch: bool) -> None:
     async with asyncio.timeout(30) as limit:
         with gate.bound(limit, watch=watch):
