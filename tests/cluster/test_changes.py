@@ -131,3 +131,27 @@ async def test_a_redeployed_engine_lets_its_streams_finish(fleet: RunningCluster
         assert len(await read(client, PROMPTS[0])) == TOKENS
     after = {process.pid for process in processes.named("ray::ServeReplica:generation:Engine")}
     assert len(after - before) == 2
+
+
+async def test_a_watch_does_not_hold_a_replica_that_goes(
+    fleet: RunningCluster, processes: Processes, tmp_path: Path
+) -> None:
+    """It would last until Ray Serve kills the replica, which ends it without a reason."""
+    (old,) = processes.named("ray::ServeReplica:adapters")
+    settings = fleet.settings
+    other = settings.model_copy(
+        update={"adapters": settings.adapters.model_copy(update={"cache_dir": tmp_path / "cache"})}
+    )
+    async with argosy.AsyncClient(fleet.address, timeout=120) as client:
+        events = client.adapters.watch()
+        async with events:
+            await anext(aiter(events))
+            started = time.monotonic()
+            changing = asyncio.create_task(asyncio.to_thread(deploy, other))
+            with pytest.raises(argosy.ServerDrainingError):
+                async for _ in events:
+                    pass
+        print(f"a watch ended {time.monotonic() - started:.1f} s after the change")
+        await changing
+        assert old.pid not in {process.pid for process in processes.named("ray::ServeReplica:adapters")}
+        await asyncio.to_thread(deploy, settings)
