@@ -42,6 +42,8 @@ class Toolbox:
         if self._settings.delegate:
             tools.append(Delegate())
         for name, server in self._settings.mcp.items():
+            if not server.complete:
+                raise ConnectionError(f"MCP server '{name}' has secrets and nothing else: set its command or url")
             # Imports a web client; few servers need it.
             from argosy_services.agents.tools.mcp import McpServer
 

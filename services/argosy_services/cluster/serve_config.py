@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import SecretStr
+from pydantic_core import to_jsonable_python
+
 from argosy_services.cluster.notice import HEALTH_CHECK_PERIOD_S
 from argosy_services.rpc.dispatch import SERVICES
 from argosy_services.settings import Replicas, Settings, default_data_dir, live_fields
@@ -16,7 +19,8 @@ _APP = "argosy_services.ray_app"
 _CLUSTER = "argosy_services.cluster"
 # Calls that one replica works at. What an engine or a batcher cannot take it refuses itself, with a reason.
 _MANY = 1_000
-_SECRET = {"api_keys", "priority_keys", "tls_certificate", "tls_key"}
+# Each machine's own.
+_LOCAL = {"tls_certificate", "tls_key"}
 # Of the sections of other services, and of the cluster's: names of models, and where the fleet keeps its notes.
 _SHARED = {"model", "dashboard_port"}
 # Sections that concern all.
@@ -99,7 +103,8 @@ def _split(settings: Settings, area: str) -> tuple[dict[str, Any], dict[str, Any
     """What replicas of a service are made with, and what they take over while they run. Both only name what differs
     from the defaults and concerns this service: changing anything else restarts none of its replicas.
     """
-    everything = settings.model_dump(mode="json", exclude=_SECRET, exclude_defaults=True)
+    dumped = settings.model_dump(exclude=_LOCAL, exclude_defaults=True)
+    everything = to_jsonable_python(_without_secrets(dumped))
     if settings.data_dir == default_data_dir():
         # Each machine has its own home directory.
         del everything["data_dir"]
@@ -116,6 +121,24 @@ def _split(settings: Settings, area: str) -> tuple[dict[str, Any], dict[str, Any
         if rest := {key: value[key] for key in value if key in needed & changing}:
             live[name] = rest
     return fixed, live
+
+
+def _without_secrets(part: Any) -> Any:
+    """The same without secrets, and without what held nothing else. Everybody may read the configuration, and a mask
+    would go before the secret itself, which replicas read from their environment or file.
+    """
+    if isinstance(part, Mapping):
+        return {key: _without_secrets(value) for key, value in part.items() if not _is_secret(value)}
+    if isinstance(part, tuple | list):
+        return [_without_secrets(item) for item in part if not _is_secret(item)]
+    return part
+
+
+def _is_secret(part: Any) -> bool:
+    """Whether it is a secret, or consists of secrets."""
+    if isinstance(part, Mapping | tuple | list) and part:
+        return all(map(_is_secret, part.values() if isinstance(part, Mapping) else part))
+    return isinstance(part, SecretStr)
 
 
 def _deployments(settings: Settings) -> dict[str, list[dict[str, Any]]]:

@@ -22,9 +22,16 @@ class McpServerSettings(Section):
     )
     timeout_s: float = Field(default=30.0, gt=0, le=600, description="Longest call.")
 
+    @property
+    def complete(self) -> bool:
+        """Whether it says where the server is; where it does not, the process has its secrets only."""
+        return bool(self.command or self.url)
+
     @model_validator(mode="after")
     def _one_transport(self) -> McpServerSettings:
-        if bool(self.command) == bool(self.url):
+        # On Ray every process reads the secrets from its environment, but only agents are told the rest.
+        secrets_only = not self.complete and bool(self.env or self.headers)
+        if bool(self.command) == bool(self.url) and not secrets_only:
             raise ValueError("a server of agents.mcp has either a command or a url")
         return self
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import SecretStr
 from ray.serve.schema import ServeDeploySchema
 
+from argosy_services.agents.toolbox import Toolbox
 from argosy_services.cluster.serve_config import environment, placement, serve_config
-from argosy_services.settings import ClusterSettings, Replicas, Settings
+from argosy_services.settings import AgentSettings, ClusterSettings, McpServerSettings, Replicas, Settings
 
 # Ray wants the interval set by the environment, as it is, and also warns where it is not set here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*metrics_interval_s:DeprecationWarning")
@@ -49,6 +53,72 @@ def test_no_secret_is_in_it_and_only_what_differs_from_the_defaults() -> None:
     given = serve_config(settings)["applications"][0]["args"]
     # Nor are secrets masked: each process reads them itself.
     assert given == {"drain_seconds": 7}
+
+
+SEARCH = {"url": "https://search.example.org/mcp", "headers": {"Authorization": "Bearer not-for-others"}}
+FILES = {"command": ["mcp-server-files"], "env": {"TOKEN": "not-for-others", "OTHER": "not-for-others-2"}}
+
+
+def arguments(settings: Settings) -> dict[str, dict[str, object]]:
+    """What the replicas of each service are made with, as Ray Serve hands it on."""
+    return {found["name"]: found["args"] for found in json.loads(json.dumps(serve_config(settings)))["applications"]}
+
+
+def test_secrets_within_sections_are_neither_shipped_nor_masked() -> None:
+    given = {"mcp": {"search": {**SEARCH, "approval": "never"}, "files": FILES}, "python": True}
+    settings = Settings(agents=given, database={"dsn": "postgresql://me:not-for-others@host/name"})  # type: ignore[arg-type]
+    assert "not-for-others" not in repr(serve_config(settings))
+    assert "***" not in repr(serve_config(settings))
+    assert arguments(settings)["agents"] == {
+        "agents": {
+            "python": True,
+            "mcp": {
+                "search": {"url": SEARCH["url"], "approval": "never"},
+                "files": {"command": ["mcp-server-files"]},
+            },
+        }
+    }
+    assert arguments(settings)["generation"] == {}
+
+
+@pytest.mark.parametrize("source", ["file", "variable of all servers", "variable of one server"])
+def test_replicas_put_their_own_secrets_to_what_they_are_given(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"search": {"headers": SEARCH["headers"]}, "files": {"env": FILES["env"]}}
+    if source == "file":
+        file = tmp_path / "settings.yaml"
+        file.write_text(yaml.safe_dump({"agents": {"mcp": secret}}))
+        monkeypatch.setenv("ARGOSY_CONFIG", str(file))
+    elif source == "variable of all servers":
+        monkeypatch.setenv("ARGOSY_AGENTS__MCP", json.dumps(secret))
+    else:
+        # JSON again, because the name of a variable says nothing of capital letters.
+        monkeypatch.setenv("ARGOSY_AGENTS__MCP__SEARCH__HEADERS", json.dumps(SEARCH["headers"]))
+        monkeypatch.setenv("ARGOSY_AGENTS__MCP__FILES__ENV", json.dumps(FILES["env"]))
+    whole = {"mcp": {"search": {**SEARCH, "approval": "never"}, "files": FILES}, "max_running": 3}
+    given = arguments(Settings(agents=whole))  # type: ignore[arg-type]
+
+    # As `Replica` does it.
+    servers = Settings(**given["agents"]).agents.mcp  # type: ignore[arg-type]
+    assert (servers["search"].url, servers["search"].approval) == (SEARCH["url"], "never")
+    assert servers["search"].headers["Authorization"].get_secret_value() == "Bearer not-for-others"
+    assert {name: value.get_secret_value() for name, value in servers["files"].env.items()} == FILES["env"]
+    # The others have the secrets in their environment, too, and no use for them.
+    for name in given.keys() - {"agents"}:
+        assert not Settings(**given[name]).agents.mcp["search"].complete  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("server", [{}, {"approval": "never"}, {"command": ["x"], "url": "http://x"}])
+def test_an_mcp_server_that_is_nowhere_or_twice_is_refused(server: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="either a command or a url"):
+        Settings(agents={"mcp": {"search": server}})  # type: ignore[arg-type]
+
+
+async def test_agents_refuse_an_mcp_server_of_which_they_know_secrets_only() -> None:
+    server = McpServerSettings(headers={"Authorization": SecretStr("Bearer not-for-others")})
+    with pytest.raises(ConnectionError, match="'search' has secrets and nothing else"):
+        await Toolbox(AgentSettings(mcp={"search": server})).open()
 
 
 def test_what_a_replica_takes_over_is_not_what_it_is_made_of() -> None:
