@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from argosy import __version__
-from argosy_services.cluster.serve_config import environment, serve_config
+from argosy_services.cluster.serve_config import COMMON, SHARED, environment, serve_config
 from argosy_services.engine.tensorrt_llm.device import GPUS
 from argosy_services.settings import ClusterSettings, Replicas, Settings, live_fields
 
@@ -50,6 +50,9 @@ def serve_facts() -> str:
         "defaults": Settings().model_dump(mode="json", exclude={"data_dir"}),
         "replicas": Replicas().model_dump(mode="json"),
         "live": {"": sorted(live_fields(Settings)), **{name: sorted(live_fields(s)) for name, s in sections.items()}},
+        # Sections that go to every service, and settings of any section that do.
+        "common": sorted(COMMON),
+        "shared": sorted(SHARED),
         "environment": {"small": environment(small), "production": environment(settings)},
         "config": serve_config(settings),
     }

@@ -32,6 +32,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "adapters": {"roots": ["/srv/adapters", "/srv/more"], "max_size_bytes": 1 << 33},
         "agents": {"max_running": 3},
     },
+    "of all services": {
+        "tracing": {"endpoint": "http://collector:4317", "sample_ratio": 0.25},
+        "metrics": {"max_tenants": 7, "vllm_names": True, "tenant_names": {"0a1b": "shop"}},
+        "agents": {"delegate": True},
+    },
+    "tools of other programs": {
+        "agents": {
+            "mcp": {
+                "search": {"url": "https://search.example.org/mcp", "approval": "never"},
+                "files": {"command": ["mcp-server-files", "/srv/docs"], "timeout_s": 5},
+            },
+            "http_hosts": ["*.example.org"],
+        }
+    },
     "one of each": {
         "cluster": {
             name: {"min": 1, "max": 1} for name in ("tokenization", "generation", "embeddings", "agents", "engine")
@@ -58,6 +72,7 @@ ON_GPUS: dict[str, dict[str, Any]] = {
 def test_it_is_what_the_command_would_deploy(manifests: Render, tmp_path: Path, name: str) -> None:
     given = {**SETTINGS, **ON_GPUS}[name]
     values: dict[str, Any] = {"mode": "ray", "insecure": True, "drainSeconds": 321, "settings": given}
+    values["database"] = {"existingSecret": "argosy-database"}
     values["ray"] = {"groups": {"gpu": {"enabled": name in ON_GPUS}}}
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump(values))

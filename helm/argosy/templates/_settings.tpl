@@ -45,7 +45,8 @@
 {{- $changed := dict }}
 {{- range $name, $value := index . 0 }}
 {{- $default := get $defaults $name }}
-{{- if kindIs "map" $value }}
+{{- /* Entries of a map that is empty by default have no defaults of their own. */}}
+{{- if and (kindIs "map" $value) (kindIs "map" $default) }}
 {{- $inner := include "argosy.changed" (list $value $default) | fromJson }}
 {{- if $inner }}{{ $_ := set $changed $name $inner }}{{ end }}
 {{- else if ne (toJson $value) (toJson $default) }}
@@ -71,7 +72,7 @@
 {{- $_ := set (ternary $live $fixed (has $name (get $facts.live ""))) $name $value }}
 {{- else }}
 {{- range $key, $inner := $value }}
-{{- if or (eq $name $application.name) (eq $key "model") }}
+{{- if or (eq $name $application.name) (has $name $facts.common) (has $key $facts.shared) }}
 {{- $side := ternary $live $fixed (has $key (get $facts.live $name)) }}
 {{- $_ := set $side $name (merge (dict $key $inner) (default dict (get $side $name))) }}
 {{- end }}

@@ -22,9 +22,9 @@ _MANY = 1_000
 # Each machine's own.
 _LOCAL = {"tls_certificate", "tls_key"}
 # Of the sections of other services, and of the cluster's: names of models, and where the fleet keeps its notes.
-_SHARED = {"model", "dashboard_port"}
+SHARED = frozenset({"model", "dashboard_port"})
 # Sections that concern all.
-_COMMON = {"tracing"}
+COMMON = frozenset({"metrics", "tracing"})
 _ROUTING_STATS_S = 0.5
 
 _SMALL = {
@@ -115,7 +115,7 @@ def _split(settings: Settings, area: str) -> tuple[dict[str, Any], dict[str, Any
             (live if name in live_fields(Settings) else fixed)[name] = value
             continue
         changing = live_fields(type(getattr(settings, name)))
-        needed = set(value) if name == area or name in _COMMON else set(value) & _SHARED
+        needed = set(value) if name == area or name in COMMON else set(value) & SHARED
         if rest := {key: value[key] for key in value if key in needed - changing}:
             fixed[name] = rest
         if rest := {key: value[key] for key in value if key in needed & changing}:

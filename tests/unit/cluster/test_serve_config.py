@@ -121,6 +121,22 @@ async def test_agents_refuse_an_mcp_server_of_which_they_know_secrets_only() -> 
         await Toolbox(AgentSettings(mcp={"search": server})).open()
 
 
+def test_sections_that_concern_all_go_to_all() -> None:
+    settings = Settings(
+        metrics={"max_tenants": 7, "tenant_names": {"1f": "shop"}},  # type: ignore[arg-type]
+        tracing={"endpoint": "http://collector:4317"},  # type: ignore[arg-type]
+        agents={"delegate": True},  # type: ignore[arg-type]
+    )
+    given = arguments(settings)
+    everywhere = {
+        "metrics": {"max_tenants": 7, "tenant_names": {"1f": "shop"}},
+        "tracing": {"endpoint": "http://collector:4317"},
+    }
+    assert given.pop("agents") == {**everywhere, "agents": {"delegate": True}}
+    assert len(given) == 4
+    assert all(each == everywhere for each in given.values())
+
+
 def test_what_a_replica_takes_over_is_not_what_it_is_made_of() -> None:
     given = {"max_waiting": 7, "threads": 2}
     config = serve_config(Settings(generation=given, log_level="error", cluster={"engine": {"max": 3}}))  # type: ignore[arg-type]
