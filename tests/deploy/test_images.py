@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from .conftest import ROOT
 
 TARGETS = ("cpu", "cuda", "trtllm")
+# All that settings can turn on: nothing can be installed into a file system that is read only.
+EXTRAS = ("services", "ray", "tracing")
 GLOBALS, STAGES = runpy.run_path(str(ROOT / "scripts/check_images.py"))["stages"](
     (ROOT / "deploy/docker/Dockerfile").read_text()
 )
@@ -53,18 +55,24 @@ def test_what_is_copied_is_not_ignored() -> None:
 def test_pinned_versions_are_those_that_the_project_takes() -> None:
     text = (ROOT / "deploy/docker/constraints.txt").read_text()
     pins = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
-    for requirement in _requirements("services", "ray"):
+    for requirement in _requirements(*EXTRAS):
         if requirement.name not in ("torch", "pip"):
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), requirement
+
+
+def test_images_have_all_that_settings_can_turn_on() -> None:
+    (step,) = (rest for keyword, rest in STAGES["wheel"].steps if keyword == "RUN" and "requirements.py" in rest)
+    asked = re.findall(r"requirements\.py ([a-z ]+?) +(?:>|--without)", step)
+    assert [tuple(extras.split()) for extras in asked] == [EXTRAS, EXTRAS]
 
 
 def test_the_image_of_tensorrt_llm_keeps_its_own_libraries() -> None:
     (step,) = (rest for keyword, rest in STAGES["wheel"].steps if keyword == "RUN" and "--without" in rest)
     without = re.search(r"--without ([a-z -]+) >", step)
     assert without is not None
-    names = {requirement.name for requirement in _requirements("services", "ray", "--without", *without[1].split())}
+    names = {requirement.name for requirement in _requirements(*EXTRAS, "--without", *without[1].split())}
     assert not names & {"torch", "transformers", "huggingface-hub"}
-    everything = {requirement.name for requirement in _requirements("services", "ray")}
+    everything = {requirement.name for requirement in _requirements(*EXTRAS)}
     assert everything - names == set(without[1].split())
 
 
