@@ -112,7 +112,7 @@ def observed_fleet(seconds: float) -> Iterator[Observed]:
                 directory / "fleet.log",
                 _settings(adapters, port, metrics_port),
             ),
-            _prometheus(program, directory, prometheus_port, metrics_port) as prometheus,
+            running_prometheus(program, fast_configuration(directory, metrics_port), prometheus_port) as prometheus,
         ):
             with argosy.Client(f"127.0.0.1:{port}", api_key=KEYS[0]) as client:
                 client.wait_until_ready(timeout=60)
@@ -170,8 +170,12 @@ def _settings(adapters: Path, port: int, metrics_port: int) -> dict[str, str]:
 
 
 @contextmanager
-def _prometheus(program: Path, directory: Path, port: int, metrics_port: int) -> Iterator[Prometheus]:
-    configuration = fast_configuration(directory, metrics_port)
+def running_prometheus(program: Path, configuration: Path, port: int) -> Iterator[Prometheus]:
+    """A Prometheus for the length of a `with` block, which keeps its data beside its configuration.
+
+    Raises TimeoutError where it does not start.
+    """
+    directory = configuration.parent
     command = [
         str(program),
         f"--config.file={configuration}",

@@ -5,7 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from observed_fleet import PrometheusUnavailableError, binaries, running_prometheus
+
+from argosy_services.testing import free_ports
 
 from .conftest import CHART, ROOT, Manifest, Render, of_kind, pod_templates
 
@@ -139,6 +146,83 @@ def test_rules_find_what_monitors_bring(manifests: Render, kind: str) -> None:
                 functools.reduce(_renamed, rules, name)
                 for name in ("ray_argosy_ready", "ray_vllm_num_requests_waiting", "ray_node_cpu")
             ] == ["argosy_ready", "vllm:num_requests_waiting", "ray_node_cpu"]
+
+
+# Labels that the Prometheus Operator gives the targets of a monitor, besides those of `relabelings`.
+TARGET_LABELS = {
+    "ServiceMonitor": {"namespace", "service", "pod", "container", "endpoint", "job", "instance"},
+    "PodMonitor": {"namespace", "pod", "container", "endpoint", "job", "instance"},
+}
+
+
+@pytest.mark.parametrize("kind", TARGET_LABELS)
+def test_metrics_keep_their_own_labels(manifests: Render, kind: str) -> None:
+    """Fails where Prometheus would rename a label, by which rules and dashboards then find nothing."""
+    rows = re.findall(r"(?m)^\| `argosy_\w+` \| \w+ \| [^|]+ \| ([^|]+) \|", (ROOT / "docs/metrics.md").read_text())
+    own = {label for row in rows for label in re.findall(r"`(\w+)`", row)}
+    assert {"service", "method", "model"} <= own
+    for case in sorted((CHART / "ci").glob("*.yaml")):
+        for monitor in of_kind(manifests(case), kind):
+            for endpoint in monitor["spec"]["podMetricsEndpoints" if kind == "PodMonitor" else "endpoints"]:
+                given = {rule["targetLabel"] for rule in endpoint["relabelings"]} | TARGET_LABELS[kind]
+                assert endpoint.get("honorLabels") or not own & given
+
+
+def test_prometheus_finds_the_services_of_calls(manifests: Render, tmp_path: Path) -> None:
+    """A real one, with what the Prometheus Operator makes of the ServiceMonitor."""
+    try:
+        program, _ = binaries()
+    except PrometheusUnavailableError as error:
+        pytest.skip(str(error))
+    (monitor,) = of_kind(manifests(CHART / "ci/embedded-keda-values.yaml"), "ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    snake_case = {"sourceLabels": "source_labels", "targetLabel": "target_label"}
+    target = dict.fromkeys(TARGET_LABELS["ServiceMonitor"] - {"job", "instance"}, "fleet-argosy")
+    with _page('argosy_rpc_total{service="GenerationService"} 1\nargosy_ready 1\n') as address:
+        job = {
+            "job_name": "serviceMonitor/models/fleet-argosy/0",
+            "scrape_interval": "1s",
+            "honor_labels": endpoint.get("honorLabels", False),
+            "static_configs": [{"targets": [address], "labels": target}],
+            "relabel_configs": [
+                {snake_case.get(key, key): value for key, value in rule.items()} for rule in endpoint["relabelings"]
+            ],
+        }
+        configuration = tmp_path / "prometheus.yml"
+        configuration.write_text(yaml.safe_dump({"scrape_configs": [job]}))
+        (port,) = free_ports(1)
+        with running_prometheus(program, configuration, port) as prometheus:
+            give_up = time.monotonic() + 20
+            while not (calls := prometheus.query('argosy_rpc_total{job="argosy"}')):
+                assert time.monotonic() < give_up
+                time.sleep(0.1)
+            (ready,) = prometheus.query("argosy_ready")
+    assert calls[0]["metric"]["service"] == "GenerationService"
+    # Those without such a label have the Service's name, by which the ScaledObject asks.
+    assert ready["metric"]["service"] == "fleet-argosy"
+
+
+@contextmanager
+def _page(text: str) -> Iterator[str]:
+    """A server of one page of metrics, by its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _renamed(name: str, rule: dict[str, Any]) -> str:
