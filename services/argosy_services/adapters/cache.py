@@ -9,13 +9,15 @@ import tempfile
 from pathlib import Path
 
 _PREFIX = "adapters-"
+_LOCK = "lock"
 
 
 class AdapterCache:
     """One directory for each adapter, inside a directory that this process alone owns.
 
-    A lock on that directory says that its process lives: what a killed process left behind is removed by the next
-    one. Every method blocks on the file system.
+    A lock on a file in it says that its process lives: what a killed process left behind is removed by the next one.
+    The file is open for writing, because only such locks are seen on other machines that share a volume. Every method
+    blocks on the file system.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,7 +32,7 @@ class AdapterCache:
             _remove_if_dead(entry)
         # Locked before it gets the name that others look for.
         own = Path(tempfile.mkdtemp(prefix=".new-", dir=self._root))
-        self._lock = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._lock = os.open(own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._own = own.rename(self._root / f"{_PREFIX}{own.name.removeprefix('.new-')}")
 
@@ -46,23 +48,29 @@ class AdapterCache:
 
     def close(self) -> None:
         """Removes everything that this process made."""
-        if self._own is not None:
-            shutil.rmtree(self._own)
-            self._own = None
         if self._lock is not None:
+            # Before it is removed: network file systems keep files that are open.
             os.close(self._lock)
             self._lock = None
+        if self._own is not None:
+            shutil.rmtree(self._own, ignore_errors=True)  # from now on another process may be about it
+            self._own = None
 
 
 def _remove_if_dead(directory: Path) -> None:
+    if directory.is_symlink() or not directory.is_dir():
+        return  # it is none of ours
     try:
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        pass  # somebody began to remove it
     except OSError:
-        return  # another process was quicker, or it is none of ours
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(directory, ignore_errors=True)
-    except BlockingIOError:
-        return  # its process lives
-    finally:
-        os.close(lock)
+        return  # it is none of ours
+    else:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # its process lives
+        finally:
+            os.close(lock)
+    shutil.rmtree(directory, ignore_errors=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 class KeptFiles:
     """A directory for each adapter of one database, by the adapter's number there. Every method blocks.
 
-    Processes of one machine may share it: a directory appears whole, by a rename, and goes the same way.
+    Processes may share it, on a volume also those of several machines: a directory appears whole, by a rename, and goes
+    the same way.
     """
 
     def __init__(self, root: Path) -> None:
@@ -43,7 +44,7 @@ class KeptFiles:
             self.path(number).rename(going)
         except FileNotFoundError:
             return
-        shutil.rmtree(going)
+        shutil.rmtree(going, ignore_errors=True)  # another process that starts may sweep it away
 
     def numbers(self) -> set[int]:
         """The adapters that are here."""

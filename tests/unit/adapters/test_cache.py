@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import stat
 import subprocess
 import sys
@@ -49,6 +52,27 @@ def test_what_a_killed_process_left_is_removed_and_what_lives_is_kept(tmp_path: 
     another.close()
     living.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lives_on_another_machine_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS, locks of directories stay on their machine, and those of files want the file open for writing."""
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "not open for writing")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    living, another = AdapterCache(tmp_path), AdapterCache(tmp_path)
+    living.open()
+    kept = living.new_directory()
+    another.open()
+    assert kept.exists()
+    another.close()
+    living.close()
 
 
 def test_what_is_not_of_the_cache_is_left_alone(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def until(client: argosy.Client, states: dict[str, S]) -> dict[str, argosy.Adapt
 
 def files(tmp_path: Path) -> list[str]:
     """Everything that is kept of adapters, without the directory of what is being copied."""
-    return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    return sorted(path.name for path in (tmp_path / "cache").rglob("*.*") if path.is_file())
 
 
 BOTH = ["adapter_config.json", "adapter_model.safetensors"]

@@ -246,7 +246,7 @@ async def test_a_bad_adapter_fails_with_its_reason(
     assert record.failure is not None
     assert record.failure.reason == reason
     assert said in record.failure.message
-    assert list(service._cache._own.iterdir()) == []
+    assert [entry.name for entry in service._cache._own.iterdir()] == ["lock"]
 
 
 async def test_a_failed_name_can_be_used_again(service: AdaptersService, source: str, tmp_path: Path) -> None:
