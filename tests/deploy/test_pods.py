@@ -17,7 +17,10 @@ from argosy_services.settings import Settings
 from .conftest import CHART, Manifest, Render, containers, of_kind, pod_templates
 
 # What a Secret holds, in a form that the servers accept.
-SECRETS = {"ARGOSY_DATABASE__DSN": "postgresql://argosy:secret@database/argosy"}
+SECRETS = {
+    "ARGOSY_DATABASE__DSN": "postgresql://argosy:secret@database/argosy",
+    "ARGOSY_AGENTS__MCP": '{"search": {"headers": {"Authorization": "Bearer secret"}}}',
+}
 WRITABLE = {"/tmp", "/var/cache/argosy", "/var/lib/argosy"}
 
 
@@ -154,6 +157,22 @@ def test_servers_start_with_what_they_are_told(
         assert settings.host == "0.0.0.0"
         assert settings.data_dir == Path("/var/lib/argosy")
         assert bool(settings.api_keys) is not settings.insecure
+        for server in settings.agents.mcp.values():
+            assert server.headers["Authorization"].get_secret_value() == "Bearer secret"
+            # What is no secret comes with the file, and on Ray with what agents are made of.
+            assert bool(server.url) is (name == "server")
+
+
+def test_agents_on_ray_put_secrets_to_what_the_chart_tells_them(
+    manifests: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (service,) = of_kind(manifests(CHART / "ci/ray-cpu-values.yaml"), "RayService")
+    given = {each["name"]: each["args"] for each in json.loads(service["spec"]["serveConfigV2"])["applications"]}
+    monkeypatch.setenv("ARGOSY_INSECURE", "true")
+    monkeypatch.setenv("ARGOSY_AGENTS__MCP", SECRETS["ARGOSY_AGENTS__MCP"])
+    (server,) = Settings(**given["agents"]).agents.mcp.values()
+    assert (server.url, server.approval) == ("https://search.example.org/mcp", "never")
+    assert server.headers["Authorization"].get_secret_value() == "Bearer secret"
 
 
 def test_every_process_of_ray_has_rays_variables(manifests: Render, case: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from argosy_services.settings import Settings
 
 from .conftest import CHART
 
@@ -127,6 +130,47 @@ def test_values_that_contradict_each_other(helm: Any, tmp_path: Path, values: di
 
 def test_what_is_right_is_not_refused(helm: Any, tmp_path: Path) -> None:
     assert _template(helm, tmp_path, {}).returncode == 0
+
+
+def _secrets(part: Any, definitions: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of the settings that are secrets, with `*` for the names of a map's entries."""
+    part = definitions[part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+    if part.get("writeOnly"):
+        yield path
+    for name, inner in part.get("properties", {}).items():
+        yield from _secrets(inner, definitions, (*path, name))
+    for name, inner in (("*", part.get("additionalProperties")), ("[]", part.get("items"))):
+        if isinstance(inner, dict):
+            yield from _secrets(inner, definitions, (*path, name))
+
+
+def test_secrets_among_settings_are_refused(helm: Any, tmp_path: Path) -> None:
+    """They would lie in a ConfigMap, or in what Ray Serve is told, for all to read."""
+    schema = Settings.model_json_schema()
+    definitions = schema.pop("$defs")
+    found = list(_secrets(schema, definitions))
+    assert {("agents", "mcp", "*", "headers", "*"), ("database", "dsn")} <= set(found)
+    for path in found:
+        value: Any = "postgresql://me:not-for-others@host/name"
+        for name in reversed(path):
+            value = [value] if name == "[]" else {"search" if name == "*" else name: value}
+        for mode in ("embedded", "ray"):
+            values = {"mode": mode, "database": {"existingSecret": "dsn"}, "settings": value}
+            done = _template(helm, tmp_path, values)
+            assert done.returncode == 1, path
+            assert "not-for-others" not in done.stderr
+            assert path[0] in done.stderr
+
+
+def test_whoever_has_a_secret_is_told_where_to_put_it(helm: Any, tmp_path: Path) -> None:
+    mcp = {"search": {"url": "https://x", "headers": {"Authorization": "Bearer x"}}}
+    said = _template(helm, tmp_path, {"settings": {"agents": {"mcp": mcp}}}).stderr
+    assert "settings.agents.mcp.search.headers: " in said
+    assert '{"search": {"headers": {"NAME": "SECRET"}}}' in said
+    assert "ARGOSY_AGENTS__MCP by extraEnv" in said
+    said = _template(helm, tmp_path, {"settings": {"database": {"dsn": "postgresql://x/y"}}}).stderr
+    assert "settings.database.dsn: " in said
+    assert "database.existingSecret" in said
 
 
 def test_every_value_is_documented() -> None:

@@ -203,6 +203,14 @@ checksum/tls: {{ print .Values.tls.certificate .Values.tls.key | sha256sum }}
 {{- fail (printf "%s: minReplicas %v is above maxReplicas %v" $name $limits.minReplicas $limits.maxReplicas) }}
 {{- end }}
 {{- end }}
+{{- range $name, $server := dig "agents" "mcp" dict .Values.settings }}
+{{- range pick $server "headers" "env" | keys | sortAlpha }}
+{{- fail (printf "settings.agents.mcp.%s.%s: settings are no place for secrets, whoever reads the pods' configuration reads them: put JSON such as {\"%s\": {\"%s\": {\"NAME\": \"SECRET\"}}} into a Secret of your own, and hand it to the servers as ARGOSY_AGENTS__MCP by extraEnv with valueFrom.secretKeyRef" $name . $name .) }}
+{{- end }}
+{{- end }}
+{{- if dig "database" "dsn" "" .Values.settings }}
+{{- fail "settings.database.dsn: settings are no place for secrets, whoever reads the pods' configuration reads them: put it into a Secret of your own, and name that in database.existingSecret" }}
+{{- end }}
 {{- $several := or (eq .Values.mode "ray") (gt (int .Values.replicas) 1) .Values.autoscaling.enabled .Values.keda.enabled }}
 {{- if and .Values.persistence.enabled (not .Values.persistence.existingClaim) $several (not (has "ReadWriteMany" .Values.persistence.accessModes)) }}
 {{- fail "persistence.accessModes: several pods share the claim: add ReadWriteMany, which the storage class must offer" }}
