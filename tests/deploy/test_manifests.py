@@ -225,6 +225,27 @@ def _page(text: str) -> Iterator[str]:
             thread.join()
 
 
+def test_helm_says_what_follows_from_the_values(helm: Callable[..., Any]) -> None:
+    """NOTES.txt, which `helm template` leaves out."""
+
+    def notes(*values: str) -> str:
+        arguments = [word for value in ("insecure=true", *values) for word in ("--set", value)]
+        done = helm("install", "fleet", CHART, "--namespace", "models", "--dry-run=client", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.partition("NOTES:")[2]
+
+    assert "port-forward service/fleet-argosy 50051:50051\n" in notes()
+    assert "port-forward service/fleet-argosy 50051:443\n" in notes("service.port=443")
+    alone = "adapters, aliases and agent runs of its own"
+    assert alone in notes("replicas=2")
+    assert alone not in notes("replicas=2", "database.existingSecret=dsn")
+    assert alone not in notes()
+    on_ray = notes("mode=ray", "database.existingSecret=dsn")
+    assert "port-forward service/fleet-argosy 50051\n" in on_ray
+    assert "engines do not see the files of adapters" in on_ray
+    assert "WARNING: persistence" not in notes("persistence.enabled=true")
+
+
 def _renamed(name: str, rule: dict[str, Any]) -> str:
     return re.sub(f"^{rule['regex']}$", rule["replacement"].replace("$1", r"\1"), name)
 

@@ -175,6 +175,58 @@ def test_agents_on_ray_put_secrets_to_what_the_chart_tells_them(
     assert server.headers["Authorization"].get_secret_value() == "Bearer secret"
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({}, "RollingUpdate"),
+        ({"persistence.enabled": "true"}, "Recreate"),
+        ({"persistence.enabled": "true", "persistence.existingClaim": "models"}, "Recreate"),
+        ({"persistence.enabled": "true", "database.existingSecret": "database"}, "Recreate"),
+        # Another pod may mount the volume, but not write the SQLite file on it.
+        ({"persistence.enabled": "true", "persistence.accessModes": "{ReadWriteMany}"}, "Recreate"),
+        (
+            {
+                "persistence.enabled": "true",
+                "persistence.accessModes": "{ReadWriteMany}",
+                "database.existingSecret": "database",
+            },
+            "RollingUpdate",
+        ),
+        ({"persistence.enabled": "true", "strategy.rollingUpdate.maxSurge": "0"}, None),
+        ({"strategy.type": "Recreate"}, "Recreate"),
+    ],
+)
+def test_a_pod_that_has_its_volume_for_itself_goes_first(
+    manifests: Render, values: dict[str, str], kind: str | None
+) -> None:
+    given = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    (deployment,) = of_kind(manifests(CHART / "ci/minimal-values.yaml", *given), "Deployment")
+    strategy = deployment["spec"]["strategy"]
+    assert strategy.get("type") == kind
+    assert ("rollingUpdate" in strategy) is (kind != "Recreate")
+
+
+def test_pods_may_call_what_they_need(manifests: Render, case: Path) -> None:
+    values = yaml.safe_load(case.read_text())
+    (policy,) = of_kind(manifests(case), "NetworkPolicy")
+    if "egress" not in policy["spec"]:
+        assert "Egress" not in policy["spec"]["policyTypes"]
+        return
+    allowed = {(port["port"], port["protocol"]) for rule in policy["spec"]["egress"] for port in rule.get("ports", ())}
+    # Names, and the hub from which models are pulled.
+    needed = {(53, "UDP"), (443, "TCP")}
+    if values.get("database"):
+        needed.add((5432, "TCP"))
+    if values.get("mode") == "ray":
+        # The API of Kubernetes, for the autoscaler, and other nodes on any port.
+        needed.add((6443, "TCP"))
+        assert any("ports" not in rule for rule in policy["spec"]["egress"])
+        tolerant = values["ray"].get("faultTolerance", {})
+        if tolerant.get("enabled"):
+            needed.add((int(tolerant["redisAddress"].rpartition(":")[2]), "TCP"))
+    assert needed <= allowed
+
+
 def test_every_process_of_ray_has_rays_variables(manifests: Render, case: Path) -> None:
     values = yaml.safe_load(case.read_text())
     for name, template in pod_templates(manifests(case)):

@@ -84,6 +84,12 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("root", {"podSecurity": {"runAsUser": 0}}, "/podSecurity/runAsUser", "got 0, want 1"),
     ("label with a space", {"podLabels": {"team": "my team"}}, "/podLabels/team", "does not match"),
 ]
+# Ways to several pods.
+SEVERAL: dict[str, dict[str, Any]] = {
+    "replicas": {"replicas": 2},
+    "autoscaling": {"autoscaling": {"enabled": True}},
+    "keda": {"keda": {"enabled": True}},
+}
 # What only a template can tell.
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no keys", {"insecure": False}, "set apiKeys.existingSecret or apiKeys.keys, or insecure=true"),
@@ -99,6 +105,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "minReplicas 9 is above maxReplicas 2",
     ),
     ("a claim for one pod", {"replicas": 2, "persistence": {"enabled": True}}, "persistence.accessModes"),
+    ("Ray without a database", RAY, "database.existingSecret: in mode ray"),
+    *(
+        (
+            f"one SQLite file for several pods: {name}",
+            {**several, "persistence": {"enabled": True, "accessModes": ["ReadWriteMany"]}},
+            "database.existingSecret: several pods would write one SQLite file",
+        )
+        for name, several in SEVERAL.items()
+    ),
+    (
+        "a claim of one's own for several pods",
+        {"replicas": 2, "persistence": {"enabled": True, "existingClaim": "models"}},
+        "database.existingSecret: several pods",
+    ),
 ]
 
 
@@ -130,6 +150,13 @@ def test_values_that_contradict_each_other(helm: Any, tmp_path: Path, values: di
 
 def test_what_is_right_is_not_refused(helm: Any, tmp_path: Path) -> None:
     assert _template(helm, tmp_path, {}).returncode == 0
+
+
+@pytest.mark.parametrize("several", SEVERAL.values(), ids=SEVERAL)
+def test_several_pods_share_a_database_or_nothing(helm: Any, tmp_path: Path, several: dict[str, Any]) -> None:
+    shared = {"persistence": {"enabled": True, "accessModes": ["ReadWriteMany"]}}
+    assert _template(helm, tmp_path, several).returncode == 0
+    assert _template(helm, tmp_path, {**several, **shared, "database": {"existingSecret": "dsn"}}).returncode == 0
 
 
 def _secrets(part: Any, definitions: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -185,6 +185,11 @@ checksum/tls: {{ print .Values.tls.certificate .Values.tls.key | sha256sum }}
 {{- end }}
 {{- end }}
 
+{{- /* Whether there may be several pods of servers: not empty if so. */}}
+{{- define "argosy.several" -}}
+{{- if or (eq .Values.mode "ray") (gt (int .Values.replicas) 1) .Values.autoscaling.enabled .Values.keda.enabled }}yes{{ end }}
+{{- end }}
+
 {{- /* What schemas cannot say. */}}
 {{- define "argosy.check" -}}
 {{- if not (or .Values.insecure .Values.apiKeys.existingSecret .Values.apiKeys.keys) }}
@@ -211,8 +216,16 @@ checksum/tls: {{ print .Values.tls.certificate .Values.tls.key | sha256sum }}
 {{- if dig "database" "dsn" "" .Values.settings }}
 {{- fail "settings.database.dsn: settings are no place for secrets, whoever reads the pods' configuration reads them: put it into a Secret of your own, and name that in database.existingSecret" }}
 {{- end }}
-{{- $several := or (eq .Values.mode "ray") (gt (int .Values.replicas) 1) .Values.autoscaling.enabled .Values.keda.enabled }}
+{{- $several := include "argosy.several" . }}
 {{- if and .Values.persistence.enabled (not .Values.persistence.existingClaim) $several (not (has "ReadWriteMany" .Values.persistence.accessModes)) }}
 {{- fail "persistence.accessModes: several pods share the claim: add ReadWriteMany, which the storage class must offer" }}
+{{- end }}
+{{- if and $several (not .Values.database.existingSecret) }}
+{{- if eq .Values.mode "ray" }}
+{{- fail "database.existingSecret: in mode ray the adapters' registry and the agents' runs must be the same on all nodes: name a Secret with the DSN of a PostgreSQL" }}
+{{- else if .Values.persistence.enabled }}
+{{- /* SQLite's log lies in memory that only processes of one machine share. */}}
+{{- fail "database.existingSecret: several pods would write one SQLite file on their shared volume, which destroys it: name a Secret with the DSN of a PostgreSQL, or set persistence.enabled=false, where each pod has adapters and runs of its own" }}
+{{- end }}
 {{- end }}
 {{- end }}
