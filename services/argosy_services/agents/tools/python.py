@@ -1,9 +1,9 @@
 """Python that a model wrote, in a process that has nothing but a processor and a scratch directory.
 
 What holds it: limits of memory, time, files and their size; Landlock, which leaves it the interpreter's own library to
-read and the scratch directory to write; seccomp, which refuses network, processes and the kernel's side doors. Off
-unless the operator turns it on, and refused where the kernel cannot do this. See docs/agents.md for what it does not
-hold.
+read and the scratch directory to write; seccomp, which refuses every system call that a computation does not need, and
+asks the server before a file is made. Off unless the operator turns it on, and refused where the kernel cannot do this.
+See docs/agents.md for what it does not hold.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import Field
 from argosy_services.agents.together import together
 from argosy_services.agents.tools.base import Arguments, BuiltInTool, ToolError
 from argosy_services.agents.tools.sandbox_child import EX_CONFIG
+from argosy_services.agents.tools.sandbox_gate import FileGate
 
 MAX_OUTPUT_BYTES = 64 << 10
 
@@ -63,20 +64,23 @@ class PythonSandbox(BuiltInTool):
 
 async def _run(code: str) -> tuple[int, str, str]:
     """Status, output and complaints of code. However this ends, no process is left."""
-    with tempfile.TemporaryDirectory(prefix="argosy-sandbox-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="argosy-sandbox-") as scratch, FileGate(scratch) as gate:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
             "-S",
             "-B",
             str(_CHILD),
+            str(gate.channel),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=scratch,
             env={},
             start_new_session=True,
+            pass_fds=(gate.channel,),
         )
+        gate.started()
         try:
             async with together(ToolError) as group:
                 output = group.create_task(_read(process.stdout))
