@@ -28,11 +28,15 @@ class LiveRun:
         self._context = context
         self._store = store
         self._is_cancelled = False
+        self._work: asyncio.Task[Outcome] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, on_end: Callable[[], object]) -> None:
-        """Starts or goes on, in a task of its own."""
-        self._task = asyncio.create_task(self._run(), name=f"agent run {self.log.run_id}")
+        """Starts or goes on, in tasks of its own: one works, and one notes how that ended. Only the work is ever
+        cancelled, or who follows might not learn of the end.
+        """
+        self._work = asyncio.create_task(self._traced(), name=f"agent run {self.log.run_id}")
+        self._task = asyncio.create_task(self._run(self._work), name=f"end of agent run {self.log.run_id}")
         self._task.add_done_callback(lambda _: on_end())
 
     async def cancel(self) -> None:
@@ -42,33 +46,37 @@ class LiveRun:
 
     async def stop(self) -> None:
         """Ends the work and leaves the run to be resumed."""
-        if self._task is None or self._task.done():
+        if self._work is None or self._task is None or self._task.done():
             return
-        self._task.cancel()
+        self._work.cancel()
         await asyncio.wait({self._task})
 
-    async def _run(self) -> None:
-        attributes = {"gen_ai.operation.name": "invoke_agent", "argosy.agent.run_id": self.log.run_id}
+    async def _run(self, work: asyncio.Task[Outcome]) -> None:
         outcome = "failed"
+        error: Exception | None = run_stopped(self.log.run_id)
         metrics.AGENT_RUNS_RUNNING.inc()
         try:
-            with tracing.span("invoke_agent", attributes) as span:
-                outcome = (await self._to_the_end()).value
-                span.set({"argosy.agent.outcome": outcome, "argosy.agent.steps": self._context.meter.steps})
-            self.log.close()
+            outcome, error = (await work).value, None
         except asyncio.CancelledError:
             outcome = "cancelled"
             if self._is_cancelled:
-                await self.end_cancelled()
-            else:
-                self.log.close(run_stopped(self.log.run_id))
+                error = await self._end_cancelled()
         except RunTakenError:
-            self.log.close(run_moved(self.log.run_id))
-        except Exception as error:
-            await self._interrupt(error)
+            error = run_moved(self.log.run_id)
+        except Exception as failure:
+            error = failure
+            await self._interrupt(failure)
         finally:
             metrics.AGENT_RUNS_RUNNING.dec()
             _count(outcome, self._context.meter.seconds)
+            self.log.close(error)
+
+    async def _traced(self) -> Outcome:
+        attributes = {"gen_ai.operation.name": "invoke_agent", "argosy.agent.run_id": self.log.run_id}
+        with tracing.span("invoke_agent", attributes) as span:
+            outcome = await self._to_the_end()
+            span.set({"argosy.agent.outcome": outcome.value, "argosy.agent.steps": self._context.meter.steps})
+        return outcome
 
     async def _to_the_end(self) -> Outcome:
         if self.log.outcome is not None:
@@ -89,15 +97,16 @@ class LiveRun:
         meter = self._context.meter
         await self.log.record(RunFinished(outcome, meter.steps, meter.tool_calls, meter.usage, meter.seconds))
 
-    async def end_cancelled(self) -> None:
-        """Notes that the run's owner ended it. For runs that nobody works on here."""
+    async def _end_cancelled(self) -> ArgosyError | None:
+        """Notes that the run's owner ended it. What those who follow get, where that failed."""
         try:
             await self._finish(Outcome.CANCELLED)
-            self.log.close()
         except RunTakenError:
-            self.log.close(run_moved(self.log.run_id))
+            # It may have come to its own end while it was cancelled.
+            return None if self.log.outcome is not None else run_moved(self.log.run_id)
         except ArgosyError as error:
-            self.log.close(error)
+            return error
+        return None
 
     async def _interrupt(self, error: Exception) -> None:
         """Notes why the run does not go on; it can be resumed."""
@@ -109,7 +118,6 @@ class LiveRun:
             await self._store.interrupt(self.log.run_id, self.log.written, note)
         except ArgosyError as unavailable:
             log.warning("why a run stopped could not be noted", run_id=self.log.run_id, cause=unavailable.message)
-        self.log.close(error)
 
 
 def _count(outcome: str, seconds: float) -> None:

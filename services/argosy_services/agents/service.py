@@ -6,17 +6,18 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 
 from argosy_services import metrics, tracing
 from argosy_services.agents import limits
 from argosy_services.agents.budget import Meter
+from argosy_services.agents.ending import end_unattended, steps_in
 from argosy_services.agents.ports import ChatModel, Embedder
 from argosy_services.agents.prompt import version_of
-from argosy_services.agents.run import LiveRun
+from argosy_services.agents.run import LiveRun, run_moved
 from argosy_services.agents.runlog import RunLog
-from argosy_services.agents.store import RunStore
+from argosy_services.agents.store import RunStore, RunTakenError
 from argosy_services.agents.strategies import WAYS
 from argosy_services.agents.toolbox import Toolbox
 from argosy_services.agents.tools.base import Tool
@@ -25,6 +26,7 @@ from argosy_services.agents.tools.registry import ToolRegistry
 from argosy_services.agents.tools.search import PassageSearch
 from argosy_services.agents.types import (
     AgentSpec,
+    Event,
     Outcome,
     Recorded,
     RunInfo,
@@ -70,6 +72,7 @@ class AgentsService:
         self._wait_s = wait_s
         self._rates = Rates()
         self._live: dict[str, LiveRun] = {}
+        self._resuming: dict[str, asyncio.Event] = {}
         self._starting = 0
 
     async def start(self) -> None:
@@ -120,7 +123,7 @@ class AgentsService:
             now = time.time()
             with tracing.span("write down"):
                 await self._store.create(RunInfo(run_id, RunState.RUNNING, spec, now, now), tenant)
-            await run_log.record(started)
+            await _first(run_log, started)
             live = self._begin(context)
         async with aclosing(self._attached(live, 0, detached=detached, stopping=stopping)) as events:
             async for one in events:
@@ -132,9 +135,12 @@ class AgentsService:
         """Goes on with a run from its last complete step; the events from there on, beginning with RunResumed. A run
         that this server works on already is followed only.
 
-        Raises RUN_NOT_FOUND, RUN_STATE where it is finished, QUEUE_FULL, STORE_UNAVAILABLE and what `run` raises.
+        Raises RUN_NOT_FOUND, RUN_STATE where it is finished or goes on elsewhere, QUEUE_FULL, STORE_UNAVAILABLE and
+        what `run` raises.
         """
         info = await self._store.get(run_id, tenant)
+        while run_id in self._resuming:
+            await self._resuming[run_id].wait()
         if run_id in self._live:
             async with aclosing(self._live[run_id].log.follow(info.events)) as events:
                 async for one in events:
@@ -142,11 +148,11 @@ class AgentsService:
             return
         if info.state is RunState.FINISHED:
             raise _wrong_state(info, "is finished; ReplayRun shows it again")
-        with _Place(self):
+        with _Place(self), self._reserved(run_id):
             recorded = await self._store.events(run_id)
             run_log = RunLog(self._store, run_id, recorded)
             context = self._context(info.spec, run_log, tenant, recorded)
-            await run_log.record(RunResumed(max((getattr(one.event, "step", 0) for one in recorded), default=0)))
+            await _first(run_log, RunResumed(steps_in(recorded)))
             live = self._begin(context)
         async with aclosing(self._attached(live, len(recorded), detached=detached, stopping=stopping)) as events:
             async for one in events:
@@ -190,18 +196,21 @@ class AgentsService:
     async def cancel(self, run_id: str, *, tenant: str = "") -> RunInfo:
         """Ends a run for good; one that is finished stays as it is. What it held of an engine here is free on return.
 
-        Raises RUN_NOT_FOUND.
+        Needs neither the tools nor the model of the run. Raises RUN_NOT_FOUND and STORE_UNAVAILABLE.
         """
-        info = await self._store.get(run_id, tenant)
-        live = self._live.get(run_id)
-        if live is None and info.state is not RunState.FINISHED:
-            # Nobody works on it here. Whoever does elsewhere finds out before its next effect.
-            recorded = await self._store.events(run_id)
-            run_log = RunLog(self._store, run_id, recorded)
-            await LiveRun(self._context(info.spec, run_log, tenant, recorded), self._store).end_cancelled()
-        elif live is not None:
-            await live.cancel()
-        return await self._store.get(run_id, tenant)
+        await self._store.get(run_id, tenant)
+        while True:
+            live = self._live.get(run_id)
+            if live is not None:
+                await live.cancel()
+            info = await self._store.get(run_id, tenant)
+            if info.state is RunState.FINISHED:
+                return info
+            if run_id not in self._live:
+                # Nobody works on it here. Whoever does elsewhere finds out before its next effect; where that one has
+                # just written something, this is done again.
+                with suppress(RunTakenError):
+                    await end_unattended(self._store, run_id)
 
     async def decide(self, run_id: str, call_id: str, *, approved: bool, reason: str = "", tenant: str = "") -> None:
         """Allows a call that waits for approval, or refuses it. Raises RUN_NOT_FOUND, or RUN_STATE where no such call
@@ -263,8 +272,22 @@ class AgentsService:
     def _begin(self, context: Context) -> LiveRun:
         live = LiveRun(context, self._store)
         self._live[live.log.run_id] = live
-        live.start(lambda: self._live.pop(live.log.run_id, None))
+        live.start(lambda: self._forget(live))
         return live
+
+    def _forget(self, live: LiveRun) -> None:
+        if self._live.get(live.log.run_id) is live:
+            del self._live[live.log.run_id]
+
+    @contextmanager
+    def _reserved(self, run_id: str) -> Iterator[None]:
+        """Keeps others from resuming a run before it is seen to be at work. They wait, and follow it then."""
+        decided = self._resuming[run_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._resuming[run_id]
+            decided.set()
 
     async def _attached(
         self, live: LiveRun, after: int, *, detached: bool, stopping: Callable[[], bool]
@@ -281,6 +304,14 @@ class AgentsService:
     def running(self) -> int:
         """Runs that this server works on."""
         return len(self._live) + self._starting
+
+
+async def _first(run_log: RunLog, event: Event) -> None:
+    """Writes down what a run begins with here. Raises RUN_STATE where it goes on elsewhere or was ended meanwhile."""
+    try:
+        await run_log.record(event)
+    except RunTakenError as error:
+        raise run_moved(run_log.run_id) from error
 
 
 class _Place:
