@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from argosy_services.agents.types import Budget, Outcome, Usage
@@ -31,6 +31,7 @@ class Meter:
         self._spent_s = spent_s
         self._start = time.monotonic() - spent_s
         self._reserved = 0
+        self._returned = asyncio.Event()
         self._pauses = 0
         self._paused_at = 0.0
         self.usage = Usage()
@@ -70,29 +71,41 @@ class Meter:
 
     def check(self) -> None:
         """Raises BudgetSpentError where the tokens or the time are used up."""
-        self.tokens_left()
+        self._check_tokens()
         if not self.seconds_left():
             raise BudgetSpentError(Outcome.TIME_LIMIT)
 
-    def tokens_left(self) -> int:
-        """Tokens that may still be asked for. Raises BudgetSpentError where there are none."""
-        left = self._budget.max_tokens - self.usage.completion_tokens - self._reserved
-        if left <= 0:
+    def _check_tokens(self) -> None:
+        if self._unspent <= 0:
             raise BudgetSpentError(Outcome.TOKEN_LIMIT)
-        return left
 
-    @contextmanager
-    def reserved(self, most: int) -> Iterator[int]:
-        """How many of `most` tokens a completion may have; nothing else gets them meanwhile.
+    @property
+    def _unspent(self) -> int:
+        return self._budget.max_tokens - self.usage.completion_tokens
 
-        Raises BudgetSpentError where there are none.
+    @asynccontextmanager
+    async def reserved(self, most: int) -> AsyncIterator[int]:
+        """How many of `most` tokens a completion may have; nothing else gets them meanwhile. Charge what it consumed
+        within the block.
+
+        Where others hold so many that fewer than `most` are free, this waits for them: completions mostly need far
+        less than they reserve, and one that is content with a rest is cut off. Raises BudgetSpentError where
+        everything is spent, or the time is up.
         """
-        granted = min(most, self.tokens_left())
+        while True:
+            self._check_tokens()
+            free = self._unspent - self._reserved
+            if free >= most or not self._reserved:
+                break
+            await self.in_time(self._returned.wait())
+        granted = min(most, free)
         self._reserved += granted
         try:
             yield granted
         finally:
             self._reserved -= granted
+            returned, self._returned = self._returned, asyncio.Event()
+            returned.set()
 
     def begin_step(self) -> int:
         """The number of the next step."""

@@ -180,9 +180,9 @@ class Work:
         key = f"{self._key}{self._completions}"
         reply = self.context.log.replies.get(key)
         if reply is None:
-            with self.context.meter.reserved(ask.most) as granted:
+            async with self.context.meter.reserved(ask.most) as granted:
                 reply = await self._complete(self._completion(ask, granted), shown=ask.shown)
-            self.context.meter.charge(reply.usage)
+                self.context.meter.charge(reply.usage)
             await self.context.log.record(reply, key)
         else:
             self.context.meter.charge(reply.usage)
