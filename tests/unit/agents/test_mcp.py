@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from argosy_services.agents.tools.base import Effect, Tool, call
+from argosy_services.agents.tools.base import Effect, Tool, ToolError, call
 from argosy_services.agents.tools.mcp import McpServer
 from argosy_services.settings import McpServerSettings
 
@@ -103,3 +103,69 @@ async def test_a_server_that_is_not_there() -> None:
     server = McpServer("none", McpServerSettings(command=(sys.executable, "-c", "raise SystemExit(1)")))
     with pytest.raises(ConnectionError, match="'none' cannot be used"):
         await asyncio.wait_for(server.start(), 40)
+
+
+async def test_who_connects_again_does_not_end_the_session_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attempt fails; a call that comes in that moment makes the next one."""
+    server, failed, sessions = McpServer("notes", McpServerSettings(url="http://x")), asyncio.Event(), []
+
+    async def serve(ready: asyncio.Future[None]) -> None:
+        sessions.append("open")
+        place = len(sessions) - 1
+        try:
+            await asyncio.sleep(0)
+            if place == 0:
+                failed.set()
+                ready.set_exception(ConnectionResetError("lost"))
+                return
+            ready.set_result(None)
+            while True:
+                tool, _, answer = await server._calls.get()
+                answer.set_result(tool)
+        finally:
+            sessions[place] = "closed"
+
+    monkeypatch.setattr(server, "_serve", serve)
+
+    async def second() -> str:
+        await failed.wait()
+        return await server.call("second", {})
+
+    waiting = asyncio.create_task(second())
+    await asyncio.sleep(0)
+    with pytest.raises(ToolError, match="cannot be used"):
+        await server.call("first", {})
+    assert await asyncio.wait_for(waiting, 5) == "second"
+    assert await asyncio.gather(*(server.call(str(place), {}) for place in range(5))) == list("01234")
+    assert sessions == ["closed", "open"]
+    await server.close()
+    assert sessions == ["closed", "closed"]
+    with pytest.raises(ToolError, match="closed"):
+        await server.call("late", {})
+
+
+async def test_a_call_that_gives_up_leaves_no_half_made_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, sessions = McpServer("notes", McpServerSettings(url="http://x")), []
+
+    async def serve(ready: asyncio.Future[None]) -> None:
+        sessions.append("open")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            sessions[-1] = "closed"
+
+    monkeypatch.setattr(server, "_serve", serve)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await server.call("first", {})
+    assert sessions == ["closed"]
+
+
+async def test_closing_does_not_wait_for_a_server_that_does_not_answer() -> None:
+    silent = (sys.executable, "-c", "import time; time.sleep(60)")
+    server = McpServer("silent", McpServerSettings(command=silent))
+    waiting = asyncio.create_task(server.call("first", {}))
+    await asyncio.sleep(0.2)
+    await asyncio.wait_for(server.close(), 10)
+    with pytest.raises(ToolError, match="the session was ended"):
+        await asyncio.wait_for(waiting, 5)

@@ -40,6 +40,8 @@ class McpServer:
         self._calls: asyncio.Queue[_Call] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._tools: list[types.Tool] = []
+        self._connecting = asyncio.Lock()
+        self._is_closed = False
 
     async def start(self) -> list[McpTool]:
         """Connects, and asks for the tools. Raises ConnectionError."""
@@ -47,26 +49,36 @@ class McpServer:
         self._task = asyncio.create_task(self._serve(ready), name=f"mcp {self._name}")
         try:
             await asyncio.wait_for(ready, CONNECT_S)
-        except Exception as error:
-            await self.close()
+        except BaseException as error:
+            await self._end_session()
+            if not isinstance(error, Exception):
+                raise
             raise ConnectionError(f"MCP server '{self._name}' cannot be used: {error}") from error
         return [tool for tool in map(self._made, self._tools[:MAX_TOOLS]) if tool is not None]
 
     async def close(self) -> None:
-        """Ends the session, and the program where there is one."""
+        """Ends the session, and the program where there is one, for good."""
+        self._is_closed = True
+        await self._end_session()
+
+    async def _end_session(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     async def call(self, tool: str, arguments: Mapping[str, object]) -> str:
         """What a tool says. Raises ToolError."""
-        if self._task is None or self._task.done():
-            await self._reconnect()
+        # One after another: who fails to connect ends the session that it began, which must not be somebody else's.
+        async with self._connecting:
+            if self._task is None or self._task.done():
+                await self._reconnect()
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         await self._calls.put((tool, arguments, answer))
         return await answer
 
     async def _reconnect(self) -> None:
+        if self._is_closed:
+            raise ToolError(f"MCP server '{self._name}' was closed")
         try:
             await self.start()
         except ConnectionError as error:
@@ -87,6 +99,8 @@ class McpServer:
             else:
                 ready.set_exception(error)
         finally:
+            if not ready.done():
+                ready.set_exception(ConnectionError("the session was ended"))
             while not self._calls.empty():
                 _fail(self._calls.get_nowait()[2], "the MCP server was lost")
 
