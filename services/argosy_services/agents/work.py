@@ -256,7 +256,7 @@ class Work:
             given = await self._await_input(f"result/{request.call_id}")
             if given is None:
                 return ToolResult(f"nobody answered this call within {context.wait_s:g} s", "timeout", context.wait_s)
-            return ToolResult(shortened(given["text"]), "error" if given["is_error"] else "ok", given["seconds"])
+            return ToolResult(given["text"], "error" if given["is_error"] else "ok", given["seconds"])
         if isinstance(tool, Nested):
             return await self._solve(tool, request, inner)
         wait_s = context.rates.wait_for(tool.name, tool.per_minute)
@@ -288,13 +288,14 @@ class Work:
             if spent.outcome is not Outcome.STEP_LIMIT:
                 raise
             text, status = _TASK_SPENT, "error"
-        return ToolResult(shortened(text), status, self.context.meter.seconds - before)
+        return ToolResult(text, status, self.context.meter.seconds - before)
 
     async def _observe(self, request: ToolRequest, result: ToolResult) -> Observation:
         tool = "client" if request.by_client else request.tool
         metrics.TOOL_CALLS.labels(tool=tool, result=result.status).inc()
         metrics.TOOL_SECONDS.labels(tool=tool).observe(result.seconds)
-        text = _redacted(result.text, self.context.secrets)
+        # Cut last, or a secret across the cut would not be recognized.
+        text = shortened(_redacted(result.text, self.context.secrets))
         if request.by_client or not self.context.tools[request.tool].trusted:
             text = as_data(text)
         observation = Observation(request.step, request.call_id, text, result.is_error, result.seconds)
@@ -357,6 +358,7 @@ def _attributes(request: ToolRequest) -> dict[str, str]:
 
 
 def _redacted(text: str, secrets: Sequence[str]) -> str:
-    for secret in secrets:
+    # The longest first: one may begin with another.
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "[secret]")
     return text

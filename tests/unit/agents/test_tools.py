@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import BaseModel
 
-from argosy_services.agents.tools.base import MAX_OBSERVATION_CHARS, Arguments, call
+from argosy_services.agents.tools.base import MAX_OBSERVATION_CHARS, Arguments, call, shortened
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.tools.clock import Clock
 from argosy_services.agents.tools.registry import ToolRegistry
@@ -113,14 +113,10 @@ async def test_a_timeout_of_the_tools_own_is_a_fault() -> None:
         await call(Broken(), {"text": "a"}, at_most_s=1)
 
 
-async def test_long_observations_are_cut() -> None:
-    class Talker(Echo):
-        async def run(self, arguments: object) -> str:
-            return "word " * 10_000
-
-    result = await call(Talker(), {"text": "a"}, at_most_s=1)
-    assert len(result.text) == MAX_OBSERVATION_CHARS
-    assert result.text.endswith("[...]")
+def test_long_observations_are_cut() -> None:
+    text = shortened("word " * 10_000)
+    assert len(text) == MAX_OBSERVATION_CHARS
+    assert text.endswith("[...]")
 
 
 def test_registry_selects() -> None:

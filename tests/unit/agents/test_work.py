@@ -13,7 +13,7 @@ import pytest
 from argosy_services.agents.delegate import Delegate
 from argosy_services.agents.memory import Answer, Observation, ToolRequest
 from argosy_services.agents.service import AgentsService
-from argosy_services.agents.tools.base import Effect
+from argosy_services.agents.tools.base import MAX_OBSERVATION_CHARS, Effect, Tool
 from argosy_services.agents.tools.calculator import Calculator
 from argosy_services.agents.types import (
     AgentSpec,
@@ -184,3 +184,41 @@ async def test_what_side_by_side_completions_may_have_together(tmp_path: Path) -
     # The first wrote 51.
     assert [completion.max_tokens for completion in model.asked] == [90, 39]
     assert end_of(events).usage.completion_tokens == 90
+
+
+class Vault:
+    """A toolbox with secrets and no tools."""
+
+    async def open(self) -> list[Tool]:
+        return []
+
+    def secrets(self) -> list[str]:
+        return ["hunter2-hunter2", "hunter2-hunter2-and-more"]
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("by_client", [False, True])
+@pytest.mark.parametrize("shift", range(0, 26, 5))
+async def test_a_secret_at_the_cut_is_not_told(tmp_path: Path, shift: int, by_client: bool) -> None:
+    """Neither a beginning that is left of it, nor the end of one that begins like another."""
+    text = "x" * (MAX_OBSERVATION_CHARS - 6 - shift) + "hunter2-hunter2-and-more" + "y" * 50
+
+    class Talker(Echo):
+        async def run(self, arguments: object) -> str:
+            return text
+
+    tool = ClientToolSpec("echo", "Mine.", {"properties": {"text": {"type": "string"}}})
+    spec = AgentSpec("task", client_tools=(tool,) if by_client else ())
+    model = ScriptedModel(["a", action("echo", text="x"), "b", answer("done")])
+    with agents(model, [] if by_client else [Talker()], tmp_path, toolbox=Vault()) as service:
+        events = service.run(spec, detached=True)
+        if by_client:
+            run_id, call_id = await until(service, events, ToolStarted)
+            await service.submit(run_id, call_id, text)
+            rest = await events_of(service.watch(run_id, 0))
+        else:
+            rest = await events_of(events)
+    told = next(event.text for event in rest if isinstance(event, Observation))
+    assert "h" not in told.replace("[secret]", "")
+    assert "and-more" not in told

@@ -131,11 +131,11 @@ async def call(tool: Tool, arguments: Mapping[str, object], *, at_most_s: float)
     """Calls a tool with arguments that a model wrote; never with such that are not valid.
 
     Invalid arguments, a ToolError and a timeout come back as results: the model may do better. Anything else that a
-    tool raises is a fault of ours and passes through.
+    tool raises is a fault of ours and passes through. The text is whole; `shortened` makes it fit.
     """
     start = time.perf_counter()
     text, status = await _attempt(tool, arguments, min(tool.timeout_s, at_most_s))
-    return ToolResult(shortened(text), status, time.perf_counter() - start)
+    return ToolResult(text, status, time.perf_counter() - start)
 
 
 async def _attempt(tool: Tool, arguments: Mapping[str, object], timeout_s: float) -> tuple[str, str]:
