@@ -111,7 +111,7 @@ class RunStore:
             "events": events[-1].sequence,
             "state": state.value,
             "outcome": outcome and outcome.value,
-            "answer": answer,
+            "answer": answer and _storable(answer),
             "now": time.time(),
         }
 
@@ -138,7 +138,7 @@ class RunStore:
 
     async def interrupt(self, run_id: str, after: int, error: str) -> None:
         """Notes what stopped a run, unless somebody else has gone on with it since event `after`."""
-        values = {"run_id": run_id, "events": after, "error": error, "now": time.time()}
+        values = {"run_id": run_id, "events": after, "error": _storable(error), "now": time.time()}
         await self._database.write(
             lambda connection: connection.execute(
                 text(
@@ -151,6 +151,8 @@ class RunStore:
 
     async def get(self, run_id: str, tenant: str) -> RunInfo:
         """One run. Raises RUN_NOT_FOUND, also for those of others."""
+        if run_id != _storable(run_id):
+            raise run_not_found(run_id)
         row = await self._database.read(
             lambda connection: connection.execute(
                 text(f"SELECT {_COLUMNS} FROM agent_runs WHERE run_id = :run_id AND tenant = :tenant"),  # noqa: S608
@@ -226,6 +228,11 @@ def run_not_found(run_id: str) -> ArgosyError:
         f"there is no run '{run_id[:64]}' here; ListRuns or `argosy agent list` show those that are kept",
         run_id=run_id,
     )
+
+
+def _storable(text: str) -> str:
+    """A text that PostgreSQL takes, which knows no NUL. (In events, JSON escapes it.)"""
+    return text.replace("\0", "\ufffd")
 
 
 def _event_row(run_id: str, one: Recorded) -> dict[str, object]:

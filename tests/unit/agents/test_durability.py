@@ -23,6 +23,7 @@ from argosy_services.agents.types import (
     RunFinished,
     RunResumed,
     RunState,
+    Strategy,
     ThoughtDelta,
     ToolStarted,
 )
@@ -276,3 +277,16 @@ async def test_old_runs_are_forgotten(tmp_path: Path) -> None:
         runs = await service.list(before="", limit=10)
     assert len(runs) == 3, "two that had ended, and the one that came then"
     assert [run.run_id for run in runs] == sorted((run.run_id for run in runs), reverse=True)
+
+
+async def test_an_answer_with_a_nul_can_be_kept(tmp_path: Path) -> None:
+    """PostgreSQL has no such texts; there is one form of it everywhere."""
+    spec = AgentSpec("task\0", strategy=Strategy.DIRECT)
+    with agents(ScriptedModel(["four\0teen"]), [], tmp_path) as service:
+        events = await all_of(service.run(spec))
+        (info,) = await service.list(before="", limit=2)
+        with pytest.raises(ArgosyError) as caught:
+            await service.get("\0")
+    assert kinds(events, RunFinished)
+    assert (info.answer, info.spec.task) == ("four\ufffdteen", "task\0")
+    assert caught.value.reason is Reason.RUN_NOT_FOUND
