@@ -214,7 +214,12 @@ def make_agents(
     return AgentsService(
         LocalChatModel(generation, settings.agents.priority),
         toolbox.safe(),
-        RunStore(database, keep_runs=settings.agents.keep_runs, shared=replicated),
+        RunStore(
+            database,
+            keep_runs=settings.agents.keep_runs,
+            wait_s=settings.agents.wait_seconds,
+            shared=replicated,
+        ),
         max_running=settings.agents.max_running,
         embedder=embedder,
         toolbox=toolbox,

@@ -40,6 +40,10 @@ CREATE TABLE agent_inputs (
     ],
 )
 
+# A run is abandoned where nobody has touched it for so long, beyond the time that it may wait for somebody.
+ABANDONED_S = 7 * 86_400.0
+
+_OVER = "tenant = :tenant AND (state = 'finished' OR updated < :abandoned)"
 _COLUMNS = "run_id, state, spec, created, updated, error, events, outcome, answer"
 
 
@@ -50,12 +54,16 @@ class RunTakenError(Exception):
 class RunStore:
     """The tables of runs. Every method raises STORE_UNAVAILABLE where the database cannot be used."""
 
-    def __init__(self, database: Database, *, keep_runs: int = 10_000, shared: bool = False) -> None:
-        """`keep_runs` is how many finished runs of one owner are kept; older ones are deleted. `shared` says that other
-        processes use the same tables; those of a database that has a server may be anyway.
+    def __init__(
+        self, database: Database, *, keep_runs: int = 10_000, wait_s: float = 86_400.0, shared: bool = False
+    ) -> None:
+        """`keep_runs` is how many runs of one owner are kept that are finished or abandoned; older ones are deleted.
+        `wait_s` is how long a run waits for somebody, and leaves no event meanwhile. `shared` says that other processes
+        use the same tables; those of a database that has a server may be anyway.
         """
         self._database = database
         self._keep_runs = keep_runs
+        self._abandoned_s = wait_s + ABANDONED_S
         self.shared = shared or database.shared
 
     def prepare(self) -> None:
@@ -63,7 +71,7 @@ class RunStore:
         migrate(self._database, SCHEMA)
 
     async def create(self, info: RunInfo, tenant: str) -> None:
-        """Notes a new run, and forgets the oldest ones that ended."""
+        """Notes a new run, and forgets the oldest of those that ended or were abandoned."""
         values = {
             "run_id": info.run_id,
             "tenant": tenant,
@@ -71,6 +79,7 @@ class RunStore:
             "spec": record.write_spec(info.spec),
             "created": info.created,
             "keep": self._keep_runs,
+            "abandoned": time.time() - self._abandoned_s,
         }
 
         def work(connection: Connection) -> None:
@@ -83,9 +92,8 @@ class RunStore:
             )
             connection.execute(
                 text(
-                    "DELETE FROM agent_runs WHERE tenant = :tenant AND state = 'finished' AND run_id < ("
-                    "SELECT run_id FROM agent_runs WHERE tenant = :tenant AND state = 'finished' "
-                    "ORDER BY run_id DESC LIMIT 1 OFFSET :keep - 1)"
+                    f"DELETE FROM agent_runs WHERE {_OVER} AND run_id < ("  # noqa: S608
+                    f"SELECT run_id FROM agent_runs WHERE {_OVER} ORDER BY run_id DESC LIMIT 1 OFFSET :keep - 1)"
                 ),
                 values,
             )

@@ -57,7 +57,9 @@ class AgentSettings(Section):
         default=-1, ge=-2, le=0, description="Priority of what runs ask of models; below 0 other requests go first."
     )
     keep_runs: int = Field(
-        default=10_000, ge=1, description="Finished runs of one API key that are kept; older ones are deleted."
+        default=10_000,
+        ge=1,
+        description="Runs of one API key that are kept once they are finished or abandoned; older ones are deleted.",
     )
     wait_seconds: float = Field(
         default=86_400.0, gt=0, description="How long a run waits for an approval, or for a result of its caller's."

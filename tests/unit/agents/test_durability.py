@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -21,6 +22,7 @@ from argosy_services.agents.types import (
     Outcome,
     Recorded,
     RunFinished,
+    RunInfo,
     RunResumed,
     RunState,
     Strategy,
@@ -290,3 +292,24 @@ async def test_an_answer_with_a_nul_can_be_kept(tmp_path: Path) -> None:
     assert kinds(events, RunFinished)
     assert (info.answer, info.spec.task) == ("four\ufffdteen", "task\0")
     assert caught.value.reason is Reason.RUN_NOT_FOUND
+
+
+async def test_runs_that_nobody_touches_are_forgotten_too(tmp_path: Path) -> None:
+    """Such as no server goes on with: their number has the same bound, once they cannot be waiting any more."""
+    with agents(ScriptedModel([]), [], tmp_path) as service:
+        store = service._store
+        store._keep_runs = 2
+        now = time.time()
+        for place, age in enumerate([30, 20, 10, 0.5, 0]):
+            then = now - age * 86_400
+            state = RunState.AWAITING_APPROVAL if place % 2 else RunState.RUNNING
+            await store.create(RunInfo(f"run{place}", state, AgentSpec("task"), then, then), "")
+        await store.create(RunInfo("run9", RunState.RUNNING, AgentSpec("task"), now, now), "")
+        runs = await store.list("", before="", limit=10)
+        assert [run.run_id for run in runs] == ["run9", "run4", "run3", "run2", "run1"]
+        await store.append("run1", [Recorded(1, RunResumed(0))], RunState.RUNNING)
+        await store.append("run3", [Recorded(1, RunResumed(0))], RunState.FINISHED, outcome=Outcome.CANCELLED)
+        await store.append("run4", [Recorded(1, RunResumed(0))], RunState.FINISHED, outcome=Outcome.CANCELLED)
+        await store.create(RunInfo("run99", RunState.RUNNING, AgentSpec("task"), now, now), "")
+        runs = await store.list("", before="", limit=10)
+        assert [run.run_id for run in runs] == ["run99", "run9", "run4", "run3", "run1"], "one that goes on is kept"
