@@ -43,6 +43,22 @@ async def begun(service: AgentsService, model: ScriptedModel, completions: int) 
     return run_id
 
 
+async def following(service: AgentsService, run_id: str) -> asyncio.Task[list[Recorded]]:
+    """Somebody who watches a run to its end, and has seen its first event."""
+    began = asyncio.Event()
+
+    async def follow() -> list[Recorded]:
+        seen: list[Recorded] = []
+        async for one in service.watch(run_id, 0):
+            seen.append(one)
+            began.set()
+        return seen
+
+    task = asyncio.create_task(follow())
+    await asyncio.wait_for(began.wait(), 5)
+    return task
+
+
 async def test_a_cancel_that_is_overtaken_is_made_again(tmp_path: Path) -> None:
     """The run goes on at another server, which writes while this one is about to."""
     model, held = holding(TEXTS, 2)
@@ -147,7 +163,7 @@ async def test_who_follows_learns_of_the_end_however_often_it_is_asked_for(tmp_p
     model, held = holding([TEXTS[0], TEXTS[1], broken if slow == "interrupt" else TEXTS[2]], 3)
     with agents(model, [Echo()], tmp_path) as service:
         run_id = await begun(service, model, 3)
-        watching = asyncio.create_task(all_of(service.watch(run_id, 0)))
+        watching = await following(service, run_id)
         write, entered = getattr(service._store, slow), asyncio.Event()
 
         async def slowly(*given: Any, **named: Any) -> None:
@@ -187,8 +203,7 @@ async def test_a_store_that_fails_is_told_to_who_cancels(tmp_path: Path) -> None
     model, _ = holding(TEXTS, 1)
     with agents(model, [Echo()], tmp_path) as service:
         run_id = await begun(service, model, 1)
-        watching = asyncio.create_task(all_of(service.watch(run_id, 0)))
-        await asyncio.sleep(0)
+        watching = await following(service, run_id)
 
         async def broken(*_: Any, **__: Any) -> None:
             raise ArgosyError(Reason.STORE_UNAVAILABLE, "the database is gone")
