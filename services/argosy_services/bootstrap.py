@@ -76,6 +76,11 @@ class Fleet:
         self.agents = make_agents(settings, self.generation, self.database, LocalEmbedder(self.embeddings))
         self._model, self._encoder = language.name, encoder.info.name
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine takes sequences, or will again by itself."""
+        return self.engine.healthy
+
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
         """Makes the servicers and adds them to `server`."""
         _add(server, add_TokenizationServiceServicer_to_server, TokenizationServicer(self.tokenization, gate, auth))

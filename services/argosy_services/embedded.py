@@ -33,6 +33,8 @@ log = structlog.get_logger("argosy.server")
 
 # For what is on its way when the last call has ended.
 _FLUSH_SECONDS = 1.0
+# How often a server looks whether its fleet is healthy.
+_LOOK_SECONDS = 1.0
 
 
 class Fleet(Protocol):
@@ -48,6 +50,11 @@ class Fleet(Protocol):
 
     async def close(self) -> None:
         """Stops all of it."""
+        ...
+
+    @property
+    def healthy(self) -> bool:
+        """False once something has failed that only a new process brings back."""
         ...
 
 
@@ -81,6 +88,8 @@ class EmbeddedServer:
         self.address = ""
         self.metrics_address = ""
         self.loading = False
+        self.failed = asyncio.Event()
+        """Set once the fleet is not healthy any more. No calls are taken from then on."""
         self._build = build
         self._auth = Authenticator.of(settings)
         self._methods = MethodTable(self.gate, self._auth)
@@ -89,6 +98,7 @@ class EmbeddedServer:
         self._close_metrics: Callable[[], None] | None = None
         self._fleet: Fleet | None = None
         self._tracing: tracing.Tracing | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Takes both ports; from here on calls are answered, with STARTING. Raises StartupError."""
@@ -126,9 +136,21 @@ class EmbeddedServer:
         self.gate.open()
         await self._health.set_serving(True)
         metrics.READY.set(1)
+        self._watching = asyncio.create_task(self._watch(self._fleet))
+
+    async def _watch(self, fleet: Fleet) -> None:
+        while fleet.healthy:
+            await asyncio.sleep(_LOOK_SECONDS)
+        # Whoever sends calls here or starts processes anew learns it from these, and callers by their next try.
+        self.gate.drain()
+        metrics.READY.set(0)
+        await self._health.set_serving(False)
+        self.failed.set()
 
     async def close(self, drain_seconds: float) -> None:
         """Takes no more calls, lets running ones finish for so long, then ends everything."""
+        if self._watching is not None:
+            self._watching.cancel()
         self.gate.drain()
         metrics.READY.set(0)
         await self._health.set_serving(False)
@@ -148,7 +170,8 @@ class EmbeddedServer:
 
 
 def serve(settings: Settings, build: Build = build_all) -> int:
-    """Runs a server until SIGTERM or SIGINT and returns the exit code: 0, or 1 where it could not start.
+    """Runs a server until SIGTERM or SIGINT and returns the exit code: 0, or 1 where it could not start or an engine
+    has failed for good.
 
     A second signal ends the process at once, with 128 and the signal's number.
     """
@@ -176,11 +199,13 @@ async def _serve(server: EmbeddedServer, started: float) -> int:
         if not stopping.is_set():
             seconds = round(time.monotonic() - started, 2)
             log.info("ready", seconds=seconds, address=server.address, metrics=server.metrics_address)
-        await stopping.wait()
+        await _unless(stopping, server.failed.wait())
+        if server.failed.is_set():
+            log.error("an engine has failed for good; the server ends, so that it is started anew")
         log.info("draining", calls=server.gate.running, seconds=server.settings.drain_seconds)
         await server.close(server.settings.drain_seconds)
         log.info("stopped")
-        return 0
+        return int(server.failed.is_set())
 
 
 @contextmanager
@@ -204,7 +229,7 @@ def _stop_signals(server: EmbeddedServer) -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, object]) -> None:
     """Does the work, or gives it up when the event comes."""
     working = asyncio.ensure_future(work)
     waiting = asyncio.ensure_future(event.wait())

@@ -20,6 +20,8 @@ TLS = ROOT / "tests/unit/runtime/tls"
 class NoServices:
     """A fleet that is ready at once."""
 
+    healthy = True
+
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
         pass
 

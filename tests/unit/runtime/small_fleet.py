@@ -62,6 +62,7 @@ class SmallFleet:
         self.go = asyncio.Event()
         self.go.set()
         self.life: list[str] = []
+        self.healthy = True
 
     def register(self, server: MethodTable, gate: Gate, auth: Authenticator) -> None:
         held, endless = HeldEmbeddings(self.go, gate, auth), EndlessAdapters(gate, auth)
@@ -84,14 +85,16 @@ class SmallFleet:
 
 
 def build(settings: Settings) -> SmallFleet:
-    """Loads, by the name of the generation model: at once, never or not at all."""
+    """Loads, by the name of the generation model: at once, never, not at all, or what is soon broken."""
     if settings.generation.model == "slow":
         time.sleep(600)
     if settings.generation.model == "missing":
         raise ArgosyError(Reason.MODEL_NOT_FOUND, "no model 'missing'; fetch it with `argosy models pull missing`")
     if settings.generation.model == "corrupt":
         raise ValueError("header too large")
-    return SmallFleet()
+    fleet = SmallFleet()
+    fleet.healthy = settings.generation.model != "fatal"
+    return fleet
 
 
 if __name__ == "__main__":

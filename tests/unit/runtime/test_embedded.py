@@ -303,3 +303,21 @@ def test_a_server_in_a_thread_hands_its_failure_on(settings: Settings) -> None:
 
     with pytest.raises(StartupError, match="no model"), run_test_server_in_thread(settings, build=build):
         pass
+
+
+async def test_a_failed_engine_is_seen_from_outside(settings: Settings, fleet: SmallFleet) -> None:
+    server = EmbeddedServer(settings, lambda _: fleet)
+    async with opened(server) as channel:
+        await server.load()
+        assert await check(channel, "") == SERVING
+        watching = adapters_grpc.AdaptersServiceStub(channel).WatchAdapters(adapters_pb.WatchAdaptersRequest())
+        fleet.healthy = False
+        await asyncio.wait_for(server.failed.wait(), 10)
+        assert await check(channel, "") == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in watching:
+                pass
+        assert reason(caught.value) == "DRAINING"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await pb_grpc.EmbeddingsServiceStub(channel).Embed(pb.EmbedRequest())
+        assert reason(caught.value) == "DRAINING"

@@ -190,3 +190,14 @@ def test_many_threads_share_few_arenas_unless_told_otherwise(given: dict[str, st
     command = [sys.executable, "-c", ALLOCATING]
     ran = subprocess.run(command, env={**kept, **given}, capture_output=True, text=True, check=True, timeout=30)
     assert ran.stdout.count("<heap nr=") == arenas
+
+
+def test_a_server_whose_engine_has_failed_ends_to_be_started_anew() -> None:
+    with started(ARGOSY_GENERATION__MODEL="fatal") as server:
+        assert server.end() == 1
+    events = [line["event"] for line in server.lines]
+    assert events[-3:] == [
+        "an engine has failed for good; the server ends, so that it is started anew",
+        "draining",
+        "stopped",
+    ]

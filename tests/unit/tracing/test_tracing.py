@@ -35,6 +35,7 @@ class Fleet:
     """One method, which fails or logs as the model's name says."""
 
     SERVICE = "argosy.api.embeddings.v1.EmbeddingsService"
+    healthy = True
 
     def register(self, server, gate, auth) -> None:
         self.gate, self.auth = gate, auth
