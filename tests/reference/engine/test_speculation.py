@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -181,3 +182,37 @@ def test_a_draft_model_with_another_tokenizer_is_refused(smollm2: LocalModel, tm
         make_engine(chosen, smollm2, Tokenizer.load(smollm2))
     assert refused.value.reason is Reason.TOKENIZER_MISMATCH
     assert "all-minilm-l6-v2" in refused.value.message
+
+
+def test_many_prompts_at_once_are_read_by_the_other_model_as_well(smollm2: LocalModel) -> None:
+    """More tokens than one of its steps has room for; native kernels compute no others."""
+    numbers = random.Random(1)
+    prompts = [[numbers.randrange(100, 40_000) for _ in range(300)] for _ in range(6)]
+    requests = [Request(str(at), prompt, 30, GREEDY) for at, prompt in enumerate(prompts)]
+    alone = start(smollm2, speculation="off", dtype="bfloat16", quantization="int8")
+    expected = alone.run(requests)
+    finish(alone)
+    collector = start(smollm2, smollm2, speculation="draft", dtype="bfloat16", quantization="int8")
+    before = counts(collector.engine)[1]
+    answers = collector.run(requests)
+    assert [answers[request.id].error for request in requests] == [None] * 6
+    assert [answers[request.id].tokens for request in requests] == [expected[request.id].tokens for request in requests]
+    assert counts(collector.engine)[1] - before > 60
+    finish(collector)
+
+
+def test_a_token_that_only_the_larger_model_knows_stops_nobody(
+    smollm2: LocalModel, small_draft: LocalModel, tmp_path: Path
+) -> None:
+    """Models of one family pad their vocabularies to different sizes."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(small_draft.path, dtype=torch.float32)
+    model.resize_token_embeddings(49_000)
+    model.save_pretrained(tmp_path)
+    shutil.copy(smollm2.path / "tokenizer.json", tmp_path)
+    collector = start(smollm2, replace(small_draft, path=tmp_path), speculation="draft")
+    requests = [Request("1", [100, 49_100, 200], 8, GREEDY), Request("2", [100, 200], 8, GREEDY)]
+    answers = collector.run(requests)
+    assert [(answer.error, len(answer.tokens)) for answer in answers.values()] == [(None, 8), (None, 8)]
+    finish(collector)

@@ -41,10 +41,11 @@ from argosy_services.settings import GenerationSettings
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A model that guesses tokens, and how long the sequences are at most that it takes."""
+    """A model that guesses tokens, how long the sequences are at most that it takes, and how many tokens it knows."""
 
     loaded: Loaded
     context: int
+    vocabulary_size: int
 
 
 class TorchEngine:
@@ -238,7 +239,8 @@ class TorchEngine:
             model=self._model.name,
             scheduler=Scheduler(
                 blocks,
-                max_batch=settings.max_batch,
+                # Each sequence of a step needs room for a token in it.
+                max_batch=min(settings.max_batch, settings.max_step_tokens),
                 max_step_tokens=settings.max_step_tokens,
                 spare_tokens=self._loaded.spare_tokens,
             ),
@@ -258,6 +260,7 @@ class TorchEngine:
         model = draft and DraftModel(
             draft.loaded.runner,
             sampler,
+            own_vocab_size=draft.vocabulary_size,
             vocab_size=self.info.vocabulary_size,
             context=draft.context,
             block_tokens=settings.block_tokens,
@@ -275,7 +278,7 @@ class TorchEngine:
 def _load_draft(draft: LocalModel, settings: GenerationSettings, context: int) -> Draft:
     config = read_config(draft.path)
     context = min(context, config.max_positions)
-    return Draft(load_runner(draft.path, config, settings, context, ahead=False), context)
+    return Draft(load_runner(draft.path, config, settings, context, ahead=False), context, config.vocab_size)
 
 
 def _cache_tokens(settings: GenerationSettings) -> int:

@@ -22,9 +22,12 @@ from argosy_services.engine.torch_engine.step import Work
 
 @dataclass(slots=True)
 class _Known:
-    """How many tokens of a sequence the draft model has computed, and into which blocks."""
+    """How many tokens of a sequence the draft model has computed, and into which blocks; how many were `seen` to be
+    of its vocabulary, and whether one is `foreign` to it."""
 
     tokens: int = 0
+    seen: int = 0
+    foreign: bool = False
     blocks: list[int] = field(default_factory=list)
 
 
@@ -32,25 +35,42 @@ class DraftModel:
     """Guesses for several sequences at once. Lives on the engine's thread."""
 
     def __init__(
-        self, runner: Runner, sampler: Sampler, *, vocab_size: int, context: int, block_tokens: int, step_tokens: int
+        self,
+        runner: Runner,
+        sampler: Sampler,
+        *,
+        own_vocab_size: int,
+        vocab_size: int,
+        context: int,
+        block_tokens: int,
+        step_tokens: int,
     ) -> None:
-        """`vocab_size` is that of the model whose tokens are guessed, `step_tokens` what is computed at once."""
+        """`vocab_size` is that of the model whose tokens are guessed, `step_tokens` what is computed in one step."""
         self.context = context
         self.seconds = 0.0
         self._runner = runner
         self._sampler = sampler
+        self._own_vocab_size = own_vocab_size
         self._vocab_size = vocab_size
         self._block_tokens = block_tokens
         self._step_tokens = step_tokens
+        self._room = step_tokens
         self._known: dict[Sequence, _Known] = {}
 
     def forget(self, sequence: Sequence) -> None:
         """Drops what is known of a sequence."""
         self._known.pop(sequence, None)
 
+    def begin_step(self) -> None:
+        """There is room for the tokens of one more step."""
+        self._room = self._step_tokens
+
     def catch_up(self, sequence: Sequence) -> bool:
-        """Computes the next part of a sequence. Whether the model can guess what follows after it."""
+        """Whether the model can guess what follows a sequence in this step; otherwise computes what the step has room
+        for."""
         known = self._known.setdefault(sequence, _Known())
+        if self._is_foreign(known, sequence):
+            return False
         kept = next(
             (at for at, pair in enumerate(zip(known.blocks, sequence.table, strict=False)) if pair[0] != pair[1]),
             min(len(known.blocks), len(sequence.table)),
@@ -59,10 +79,13 @@ class DraftModel:
         known.tokens = min(known.tokens, kept * self._block_tokens, len(sequence.tokens) - 1)
         known.blocks = list(sequence.table)
         missing = len(sequence.tokens) - known.tokens
-        if missing <= self._step_tokens:
+        if missing <= self._room:
+            self._room -= missing
             return True
-        self._runner.run([Work(sequence, known.tokens, self._step_tokens)])
-        known.tokens += self._step_tokens
+        if self._room:
+            self._runner.run([Work(sequence, known.tokens, self._room)])
+            known.tokens += self._room
+            self._room = 0
         return False
 
     def guess(self, sequences: Items[Sequence], lengths: Items[int]) -> list[tuple[int, ...]]:
@@ -78,12 +101,19 @@ class DraftModel:
             logits, spans = self._runner.run(work)
             rows = [Row(span.work.sequence, span.work.draft) for span in spans]
             for row, token in zip(rows, self._sampler.tokens(self._fit(logits), rows), strict=True):
-                guesses[row.sequence] += (token,)
+                guesses[row.sequence] += (max(token, 0),)
         for sequence in sequences:
             self._known[sequence].tokens = len(sequence.tokens)
         each = (time.perf_counter() - started) / sum(lengths)
         self.seconds = 0.9 * self.seconds + 0.1 * each if self.seconds else each
         return [guesses[sequence] for sequence in sequences]
+
+    def _is_foreign(self, known: _Known, sequence: Sequence) -> bool:
+        """Whether a sequence has a token that only the other model knows."""
+        new = sequence.tokens[known.seen :]
+        known.foreign = known.foreign or max(new, default=0) >= self._own_vocab_size
+        known.seen = len(sequence.tokens)
+        return known.foreign
 
     def _next(self, sequence: Sequence, guess: tuple[int, ...]) -> Work:
         if guess:

@@ -87,6 +87,8 @@ class Speculator:
         room = self._step_tokens - sum(item.count for item in work)
         if room <= 0 or (len(work) > _MOST_SEQUENCES and not self._always):
             return work
+        if self._model is not None:
+            self._model.begin_step()
         options = [option for place, item in enumerate(work) if (option := self._option(place, item)) is not None]
         if not options:
             return work
