@@ -69,8 +69,9 @@ class Request:
     `max_tokens` and `min_tokens` and are not handed out again; what follows is what would have followed there.
 
     `tenant` is an opaque name for who asks. Where there is not room for all, requests of higher `priority` go first,
-    and among equals tenants get equal shares. `timeout_s` seconds after it was submitted nobody waits for it any more:
-    a span and not a time, because processes of a cluster have different clocks.
+    and among equals tenants get equal shares. Sequences of one `call` are no rivals: where one of it is in, the others
+    are let in. `timeout_s` seconds after it was submitted nobody waits for it any more: a span and not a time, because
+    processes of a cluster have different clocks.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Request:
     tenant: str = ""
     priority: int = 0
     cache_salt: str = ""
+    call: str = ""
     timeout_s: float | None = None
 
     @property

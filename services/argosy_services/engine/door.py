@@ -42,6 +42,7 @@ class Door:
         self._inside: dict[str, Request] = {}
         self._sequences = _Load()
         self._prompts: dict[str, Request] = {}
+        self._calls: Counter[str] = Counter()
         self._tokens = _Load()
         self._left = _Pace()
         self._read = _Pace()
@@ -56,15 +57,17 @@ class Door:
     def enter(self, request: Request, limits: Limits) -> Ahead:
         """Lets a sequence in and says who is there before it. Raises QUEUE_FULL.
 
-        One that goes on from another engine is always let in: it was, when it came to that one.
+        One that goes on from another engine is always let in: it was, when it came to that one. So is one whose call
+        has another sequence inside: it would be refused for the sake of its own kind, however often it came back.
         """
         tokens = len(request.prompt)
         with self._lock:
             self._pass_time()
-            if not request.generated:
+            if not request.generated and not (request.call and self._calls[request.call]):
                 self._check(request, tokens, limits)
             ahead = self._ahead(request)
             self._inside[request.id] = self._prompts[request.id] = request
+            self._calls[request.call] += 1
             self._sequences.add(request, 1)
             self._tokens.add(request, tokens)
             return ahead
@@ -82,6 +85,9 @@ class Door:
             self._stop_waiting(request_id)
             request = self._inside.pop(request_id, None)
             if request is not None:
+                self._calls[request.call] -= 1
+                if not self._calls[request.call]:
+                    del self._calls[request.call]
                 self._sequences.add(request, -1)
                 self._left.note(1, self._busy_s)
 

@@ -64,6 +64,7 @@ async def plan(
             tenant=tenant,
             priority=spec.priority,
             cache_salt=spec.cache_salt,
+            call=sequence_id,
         )
         for index, sampling in enumerate(options.samplings(asked, info))
     ]

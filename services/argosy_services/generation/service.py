@@ -187,6 +187,7 @@ class GenerationService:
                             tenant=tenant,
                             priority=spec.priority,
                             cache_salt=spec.cache_salt,
+                            call=sequence_id,
                         )
                         for index, sequence in enumerate(sequences)
                     ]

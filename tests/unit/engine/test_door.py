@@ -167,3 +167,15 @@ def test_idle_time_does_not_slow_the_pace(door: Door, clock: Clock) -> None:
         clock.now += 1000.0
     door.enter(request("last"), limits)
     assert refused(door, request("x"), limits).retry_after_s == pytest.approx(0.5, rel=0.05)
+
+
+def test_sequences_of_one_call_are_no_rivals(door: Door) -> None:
+    limits = Limits(3, 100)
+    for at in range(5):
+        door.enter(request(f"a-{at}", 90, call="a"), limits)
+    refused(door, request("b-0", 1, call="b"), limits)
+    refused(door, request("c", 1), limits)
+    for at in range(5):
+        door.leave(f"a-{at}")
+    door.enter(request("b-0", 60, call="b"), limits)
+    refused(door, request("a-5", 60, call="a"), limits)
