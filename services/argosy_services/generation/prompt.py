@@ -20,8 +20,8 @@ MAX_TEXT_BYTES = 4 << 20
 _FIELD = "spec.prompt"
 # Below this, tokenizing takes less than handing the work to a thread and back may.
 _INLINE_CHARACTERS = 2048
-# What a message or a tool adds to a rendered chat beside its text, about.
-_CHARACTERS_PER_PART = 128
+# What a message adds to a rendered chat beside its text, about.
+_CHARACTERS_PER_MESSAGE = 128
 
 
 async def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, info: EngineInfo) -> list[int]:
@@ -71,6 +71,8 @@ def _encode_chat(tokenizer: Tokenizer, prompt: ChatPrompt) -> list[int]:
 
 
 def _characters(prompt: ChatPrompt) -> int:
-    parts = len(prompt.chat.messages) + len(prompt.chat.tools)
-    texts = sum(len(message.content) for message in prompt.chat.messages)
-    return texts + len(prompt.prefix) + parts * _CHARACTERS_PER_PART
+    if prompt.chat.tools or any(message.tool_calls for message in prompt.chat.messages):
+        # Schemas and arguments may have any length, which only writing them would tell.
+        return _INLINE_CHARACTERS + 1
+    texts = sum(len(message.content) + _CHARACTERS_PER_MESSAGE for message in prompt.chat.messages)
+    return texts + len(prompt.prefix)
