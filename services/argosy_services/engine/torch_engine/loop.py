@@ -279,6 +279,8 @@ class EngineLoop(threading.Thread):
         sequence = span.work.sequence
         targets = sequence.tokens[span.position + 1 : span.position + 1 + span.count]
         top = max(1, sequence.request.sampling.logprobs or 1)
+        # One that lost its place is read again, from before what was scored already.
+        del sequence.scores[span.position + 1 - (sequence.request.score_from or 0) :]
         sequence.scores.extend(describe(logits, targets, [top] * len(targets)))
 
     def _finish_score(self, sequence: Sequence) -> None:
