@@ -12,6 +12,18 @@ def not_running() -> ArgosyError:
     )
 
 
+def not_numbers(adapter: str | None) -> ArgosyError:
+    """A sequence cannot go on, as its logits are infinite or not numbers."""
+    if adapter is None:
+        return ArgosyError(
+            Reason.INTERNAL, "the model's logits are not finite numbers; try other parameters or weights"
+        )
+    detail = "its weights lead to logits that are not finite numbers"
+    return ArgosyError(
+        Reason.ADAPTER_INVALID, f"adapter {adapter}: {detail}; train it again", adapter=adapter, detail=detail
+    )
+
+
 def adapter_gone(key: str) -> ArgosyError:
     """An adapter left the engine before a sequence that uses it ended."""
     return ArgosyError(

@@ -74,7 +74,9 @@ class GenerationSettings(Section):
         default=True,
         description="Share computed beginnings of prompts, among the calls of one API key.",
     )
-    max_batch: int = Field(default=64, ge=1, le=4096, description="Most sequences in one step.")
+    max_batch: int = Field(
+        default=64, ge=1, le=4096, description="Most sequences in one step, each with a token at least."
+    )
     max_step_tokens: int = Field(default=512, ge=16, description="Most tokens that one step computes.")
     max_waiting: int = Field(
         default=256, ge=0, description="Most sequences that wait; one more is refused.", json_schema_extra=LIVE

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from argosy_services.engine.base import Finish, Request, Sampling, StepOutput
 from argosy_services.engine.factory import create_engine
@@ -120,3 +126,70 @@ def test_prompts_that_would_wait_too_long_are_refused(
     collector.engine.cancel("running")
     answers = collector.wait(["waiting", "too much"])
     assert answers["waiting"].tokens == answers["too much"].tokens
+
+
+def test_scores_that_were_put_back_are_those_of_one_read(engine_with: Callable[..., Collector]) -> None:
+    prompt = [100 + at for at in range(300)]
+    scored = Request("scored", prompt, 0, Sampling(temperature=0.0, logprobs=1), score_from=10, priority=-1)
+    expected = engine_with().run([scored])["scored"].logprobs
+    collector = engine_with(max_batch=1, max_step_tokens=16)
+    collector.engine.submit(scored)
+    while collector.engine.stats().steps < 4:
+        time.sleep(0.001)
+    collector.engine.submit(Request("urgent", [5] * 8, 1, GREEDY))
+    answers = collector.wait(["scored", "urgent"])
+    assert collector.engine.stats().preemptions == 1
+    assert [entry.token_id for entry in answers["scored"].logprobs] == prompt[10:]
+    assert [entry.logprob for entry in answers["scored"].logprobs] == pytest.approx(
+        [entry.logprob for entry in expected], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("form", ["torch", "float32", "bfloat16", "int8"])
+def test_no_request_can_stop_the_others(engine_with: Callable[..., Collector], tmp_path: Path, form: str) -> None:
+    """Neither the smallest penalty, nor an adapter whose numbers grow beyond all bounds, then and later."""
+    forms = {"torch": {"kernels": "torch"}, "int8": {"dtype": "bfloat16", "quantization": "int8"}}
+    collector = engine_with(**forms.get(form, {"dtype": form, "quantization": "none"}))
+    collector.engine.load_adapter("huge", collector.engine.read_adapter(_huge_adapter(tmp_path))).result(10)
+    drawn = Sampling(temperature=1.0, seed=1)
+    requests = [
+        Request("other", [100] * 20, 60, GREEDY),
+        Request("penalty", list(range(100, 400)), 20, replace(drawn, repetition_penalty=1e-38)),
+        Request("whole", [100, 200], 20, drawn, adapter="huge"),
+        Request("cut", [100, 200], 20, replace(drawn, top_p=0.9, logprobs=1), adapter="huge"),
+        Request("greedy", [100, 200], 20, GREEDY, adapter="huge"),
+    ]
+    answers = collector.run(requests)
+    assert (len(answers["other"].tokens), len(answers["penalty"].tokens)) == (60, 20)
+    # Products of eight bits make some number of anything.
+    for name in () if form == "int8" else ("whole", "cut"):
+        error = answers[name].error
+        assert isinstance(error, ArgosyError)
+        assert (error.reason, error.metadata["adapter"]) == (Reason.ADAPTER_INVALID, "huge")
+    # What lies in the blocks of the failed ones is hidden from whoever has them next.
+    later = [Request(f"later {at}", [100 + at] * (9 + 7 * at), 12, replace(drawn, logprobs=1)) for at in range(4)]
+    for _ in range(2):
+        for answer in collector.run(later).values():
+            assert (answer.error, len(answer.tokens)) == (None, 12)
+            assert all(math.isfinite(entry.logprob) for entry in answer.logprobs)
+
+
+def _huge_adapter(directory: Path) -> Path:
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["o_proj"]}
+    name = "base_model.model.model.layers.{}.self_attn.o_proj.lora_{}.weight"
+    shapes = {"A": (1, 576), "B": (576, 1)}
+    factors = {name.format(at, which): torch.full(shapes[which], 1e30) for at in range(30) for which in shapes}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    save_file(factors, directory / "adapter_model.safetensors")
+    return directory
+
+
+def test_more_places_than_tokens_of_a_step_keep_nobody_waiting(engine_with: Callable[..., Collector]) -> None:
+    collector = engine_with(max_batch=40, max_step_tokens=16, speculation="off")
+    order: list[str] = []
+    collector.on_token = lambda output: order.append(output.request_id)
+    collector.run([Request(str(at), [100 + at], 20, GREEDY) for at in range(20)])
+    # All that have a place get a token in each step.
+    assert {order.count(name) for name in order} == {20}
+    running = collector.engine.stats()
+    assert running.running == 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from argosy_services.engine.base import Request, Sampling, TokenLogprobs
-from argosy_services.engine.torch_engine.sampler import Sampler, _invert, uniform
+from argosy_services.engine.torch_engine.sampler import NO_TOKEN, Sampler, _invert, uniform
 from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.shaping import Forbidden, Row
 
@@ -277,3 +277,24 @@ def test_a_grammar_comes_before_the_minimum_length() -> None:
     expected = int(batch[1].argmax())
     drawn = Sampler().draw(batch, rows, Forbidden([0], only_the_stop_token))
     assert [token for token, _ in drawn] == [0, expected]
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, 1000])
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1, "logprobs": 2}])
+def test_a_row_without_numbers_fails_alone(vocab: int, sampling: dict[str, Any]) -> None:
+    batch = torch.randn(4, vocab, generator=torch.Generator().manual_seed(1))
+    sequences = [sequence(seed=seed, **sampling) for seed in range(4)]
+    expected = [token for token, _ in draw(batch.clone(), sequences)]
+    batch[1] = math.nan
+    batch[2, 7] = math.inf
+    assert [token for token, _ in draw(batch, sequences)] == [expected[0], NO_TOKEN, NO_TOKEN, expected[3]]
+
+
+@pytest.mark.parametrize("penalty", [1e-38, 1e-45, 100.0])
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1.0])
+def test_any_penalty_leaves_numbers(penalty: float, temperature: float) -> None:
+    made = sequence((7, 9), temperature=temperature, repetition_penalty=penalty, seed=3, logprobs=1)
+    batch = logits() + 30
+    ((token, _),) = draw(batch, [made])
+    assert batch.isfinite().all()
+    assert (token in made.tokens) is (penalty < 1)

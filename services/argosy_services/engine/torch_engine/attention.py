@@ -60,13 +60,13 @@ class PagedAttention:
 
     def _attend_decodes(self, layer: int, query: torch.Tensor, plan: _DecodePlan) -> torch.Tensor:
         heads, group, dim = self._config.kv_heads, self._config.group, self._config.head_dim
-        rows, length = plan.mask.shape
+        rows, length = plan.hidden.shape
         keys, values = (states.view(heads * rows, length, dim) for states in self._pool.read(layer, plan.slots))
         # [rows, heads, group, dim] -> [heads * rows, group, dim], the order in which the pool gives keys and values.
         folded = query.view(rows, heads, group, dim).transpose(0, 1).reshape(heads * rows, group, dim)
         scores = self._scores(folded, keys).view(heads, rows, group, length)
-        weights = torch.softmax(scores.float() + plan.mask[None, :, None, :], dim=-1).to(query.dtype)
-        attended = torch.bmm(weights.view(heads * rows, group, length), values)
+        weights = torch.softmax(scores.float().masked_fill_(plan.hidden[None, :, None, :], float("-inf")), dim=-1)
+        attended = torch.bmm(weights.to(query.dtype).view(heads * rows, group, length), values)
         return attended.view(heads, rows, group, dim).transpose(0, 1).reshape(rows, heads * group * dim)
 
     def _attend_prefill(self, layer: int, query: torch.Tensor, plan: _PrefillPlan) -> torch.Tensor:
@@ -105,16 +105,15 @@ class _Plan:
 
 
 class _DecodePlan:
-    """Slots `[rows * length]` of what sequences see, padded to the longest, and the mask `[rows, length]` that hides
-    the padding."""
+    """Slots `[rows * length]` of what sequences see, padded to the longest, and bool `[rows, length]`, what of it is
+    padding and `hidden`."""
 
     def __init__(self, tables: Sequence[torch.Tensor], window: int | None, device: torch.device) -> None:
         seen = list(tables) if window is None else [table[-window:] for table in tables]
         lengths = torch.tensor([len(table) for table in seen], device=device)
         padded = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True)
-        hidden = torch.arange(padded.shape[1], device=device)[None, :] >= lengths[:, None]
+        self.hidden = torch.arange(padded.shape[1], device=device)[None, :] >= lengths[:, None]
         self.slots = padded.flatten()
-        self.mask = torch.zeros(padded.shape, device=device).masked_fill_(hidden, float("-inf"))
 
 
 class _PrefillPlan:

@@ -13,9 +13,10 @@ from argosy_services.engine.torch_engine.config import DecoderConfig
 class KvPool:
     """Keys and values of every layer, each `[kv_heads, slots, head_dim]`; a slot holds one token of one block.
 
-    Head-major, so that a gathered sequence is contiguous for each head and attention is one batched product. Zeroed, so
-    that a slot which was never written can be read (and masked) without poisoning a sum. On a CPU the memory is taken
-    from the operating system as it is written: a large cache neither delays the start nor costs what is not used.
+    Head-major, so that a gathered sequence is contiguous for each head and attention is one batched product. Zeroed,
+    and written with finite values only, so that any slot can be read (and masked) without poisoning a sum. On a CPU the
+    memory is taken from the operating system as it is written: a large cache neither delays the start nor costs what is
+    not used.
     """
 
     def __init__(
@@ -27,9 +28,9 @@ class KvPool:
         self.values = [_zeros(shape, dtype, device) for _ in range(config.layers)]
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Stores `[tokens, kv_heads, head_dim]` at int64 `slots` `[tokens]`."""
+        """Stores `[tokens, kv_heads, head_dim]` at int64 `slots` `[tokens]`; values that are not finite as 0."""
         self.keys[layer].index_copy_(1, slots, key.transpose(0, 1))
-        self.values[layer].index_copy_(1, slots, value.transpose(0, 1))
+        self.values[layer].index_copy_(1, slots, value.nan_to_num(0.0, 0.0, 0.0).transpose(0, 1))
 
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at int64 `slots` `[n]`, each `[kv_heads, n, head_dim]`."""

@@ -13,6 +13,9 @@ from argosy_services.engine.torch_engine.sequence import Sequence
 from argosy_services.engine.torch_engine.shaping import Forbidden, Row, Shaper
 from argosy_services.engine.torch_engine.truncation import CANDIDATES, WIDER, column, cut, is_cut, weights_of
 
+NO_TOKEN = -1
+"""Stands where nothing can be drawn, as logits are not numbers."""
+
 # Columns whose weights are summed up before one of them is looked for.
 _BLOCK = 256
 
@@ -42,7 +45,7 @@ class Sampler:
     def draw(
         self, logits: torch.Tensor, rows: Items[Row], forbidden: Forbidden | None = None
     ) -> list[tuple[int, TokenLogprobs | None]]:
-        """The next token of each row, with log-probabilities where its request wants them.
+        """The next token of each row, or `NO_TOKEN`, with log-probabilities where its request wants them.
 
         `logits` is float32 `[rows, vocab]` and is overwritten; `forbidden` is what grammars rule out.
         """
@@ -52,13 +55,14 @@ class Sampler:
         drawn: list[tuple[int, TokenLogprobs | None]] = [(token, None) for token in tokens]
         if unshaped is not None:
             tops = [rows[row].sampling.logprobs or 0 for row in wanted]
-            for row, described in zip(wanted, describe(unshaped, [tokens[row] for row in wanted], tops), strict=True):
+            taken = [max(tokens[row], 0) for row in wanted]
+            for row, described in zip(wanted, describe(unshaped, taken, tops), strict=True):
                 drawn[row] = (tokens[row], described)
         return drawn
 
     @torch.inference_mode()
     def tokens(self, logits: torch.Tensor, rows: Items[Row], forbidden: Forbidden | None = None) -> list[int]:
-        """The next token of each row, as `draw` gives it."""
+        """The next token of each row, as `draw` gives it; `NO_TOKEN` where a row has no distribution to draw from."""
         likeliest = self._likeliest
         if forbidden is not None or not all(row.untouched for row in rows):
             self._shaper.shape(logits, rows, forbidden)
@@ -106,7 +110,8 @@ def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
 
 def _draw_cut(logits: torch.Tensor, samplings: Items[Sampling], chances: torch.Tensor, candidates: int) -> torch.Tensor:
     ids, weights, complete = cut(logits, samplings, candidates)
-    tokens = ids.gather(-1, _invert(weights, chances)[:, None]).squeeze(1)
+    columns = _invert(weights, chances)
+    tokens = torch.where(columns == NO_TOKEN, NO_TOKEN, ids.gather(-1, columns.clamp_min(0)[:, None]).squeeze(1))
     wider = (~complete).nonzero().flatten().tolist()
     if wider:
         again = [samplings[row] for row in wider]
@@ -116,7 +121,7 @@ def _draw_cut(logits: torch.Tensor, samplings: Items[Sampling], chances: torch.T
 
 def _invert(weights: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     """The column of each row of `[rows, n]` at which its share of all weights exceeds its chance; never one without
-    weight.
+    weight, and `NO_TOKEN` where weights are not numbers.
 
     First the block of columns is looked for, then the column in it: a cumulative sum of all of them takes ten times as
     long.
@@ -124,7 +129,8 @@ def _invert(weights: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     columns = weights.shape[-1]
     if columns <= _BLOCK:
         cumulative = weights.double().cumsum(dim=-1)
-        return _first_above(cumulative, chances[:, None] * cumulative[:, -1:]).squeeze(1)
+        found = _first_above(cumulative, chances[:, None] * cumulative[:, -1:]).squeeze(1)
+        return _where_finite(cumulative, found)
     cumulative = _block_sums(weights).double().cumsum(dim=-1)
     targets = chances[:, None] * cumulative[:, -1:]
     block = _first_above(cumulative, targets)
@@ -133,7 +139,8 @@ def _invert(weights: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     places = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     inside = weights.gather(-1, places.clamp_max(columns - 1)).masked_fill_(places >= columns, 0.0)
     within = inside.double().cumsum(dim=-1)
-    return (block * _BLOCK + _first_above(within, shares * within[:, -1:])).squeeze(1)
+    found = (block * _BLOCK + _first_above(within, shares * within[:, -1:])).squeeze(1)
+    return _where_finite(cumulative, found)
 
 
 def _block_sums(weights: torch.Tensor) -> torch.Tensor:
@@ -144,8 +151,13 @@ def _block_sums(weights: torch.Tensor) -> torch.Tensor:
 
 def _first_above(cumulative: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The first column of each row that exceeds its target; the last that adds anything where rounding leaves none."""
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    # In sums that are not numbers a search runs over the end.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).clamp_max_(cumulative.shape[-1] - 1)
     return torch.minimum(torch.searchsorted(cumulative, targets, right=True), last)
+
+
+def _where_finite(cumulative: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    return torch.where(cumulative[:, -1].isfinite(), found, NO_TOKEN)
 
 
 def uniform(seeds: Items[int], positions: Items[int]) -> np.ndarray:

@@ -16,6 +16,8 @@ from argosy_services.engine.base import Sampling
 from argosy_services.engine.torch_engine.sequence import Sequence
 
 NEVER = float("-inf")
+# Penalties leave no larger numbers, which the lowest temperature must be able to divide without overflow.
+_LARGEST = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class Shaper:
         values = torch.where(values > 0, values / repetition, values * repetition)
         presence = spread([sampling.presence_penalty for sampling in samplings])
         frequency = spread([sampling.frequency_penalty for sampling in samplings])
-        logits[at] = values - presence * (counts > 0) - frequency * counts
+        values = values - presence * (counts > 0) - frequency * counts
+        logits[at] = values.clamp_(-_LARGEST, _LARGEST)
 
     def _history(self, row: Row) -> History:
         history = self._histories.get(row.sequence)

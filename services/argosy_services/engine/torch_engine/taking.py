@@ -12,7 +12,9 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from argosy_services.engine.base import Finish, TokenLogprobs
+from argosy_services.engine.failures import not_numbers
 from argosy_services.engine.torch_engine.grammar import Matcher
+from argosy_services.engine.torch_engine.sampler import NO_TOKEN
 from argosy_services.engine.torch_engine.sequence import Sequence
 
 
@@ -28,7 +30,7 @@ class Taken:
 
 def take(sequence: Sequence, draft: tuple[int, ...], drawn: Items[tuple[int, TokenLogprobs | None]]) -> Taken:
     """Takes from `drawn`, the tokens after the sequence's own and after each of `draft`. Goes on in its grammar, but
-    leaves its tokens as they are. Raises INVALID_GRAMMAR.
+    leaves its tokens as they are. Raises INVALID_GRAMMAR, or what `not_numbers` tells.
     """
     tokens: list[int] = []
     finish: Finish | None = None
@@ -45,6 +47,8 @@ def _follow(sequence: Sequence, token: int, before: int) -> tuple[list[int], Fin
     """A drawn token, `before` others after the sequence's own, with those that its grammar forces after it, and why the
     sequence ends with them, if it does."""
     request, matcher = sequence.request, sequence.matcher
+    if token == NO_TOKEN:
+        raise not_numbers(request.adapter)
     tokens = [token]
     if isinstance(matcher, Matcher):
         if token in request.stop_token_ids:

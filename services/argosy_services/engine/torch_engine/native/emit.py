@@ -243,11 +243,11 @@ class Body:
         return self.builder.fdiv(left, right)
 
     def larger(self, left: Value, right: Value) -> Value:
-        """The larger float in each lane."""
+        """The larger float in each lane, and the right one where one is not a number."""
         return self.builder.select(self.builder.fcmp_ordered(">", left, right), left, right)
 
     def smaller(self, left: Value, right: Value) -> Value:
-        """The smaller float in each lane."""
+        """The smaller float in each lane, and the right one where one is not a number."""
         return self.builder.select(self.builder.fcmp_ordered("<", left, right), left, right)
 
     def absolute(self, value: Value) -> Value:

@@ -22,6 +22,8 @@ from argosy_services.engine.torch_engine.native.instructions import to_bfloat
 from argosy_services.engine.torch_engine.native.layout import TILE, Rotate, Step
 from argosy_services.engine.torch_engine.native.rows import each_row
 
+_LARGEST = 1e30
+
 
 def emit_rotate(module: Module, shape: Heads, *, normed: bool) -> None:
     """Writes `rotate`: one row of query, key and value to scaled queries and the cache; arguments `layout.Rotate`.
@@ -64,6 +66,11 @@ def emit_rotate(module: Module, shape: Heads, *, normed: bool) -> None:
                 narrow = to_bfloat(body, scaled) if width == 2 else scaled
                 body.store(narrow, turned, width * (start + part))
 
+    def finite(source: Value, index: Value) -> Value:
+        """Values as numbers, whatever an adapter made of them: what is hidden from a sequence it multiplies by 0."""
+        value = body.load(F32X, source, body.mul(index, 4))
+        return body.smaller(body.larger(value, body.number(-_LARGEST)), body.number(_LARGEST))
+
     query_norm = get.pointer("query_norm") if normed else None
     key_norm = get.pointer("key_norm") if normed else None
     head_bytes = shape.dim * 4
@@ -83,11 +90,11 @@ def emit_rotate(module: Module, shape: Heads, *, normed: bool) -> None:
         line = body.at(values, body.add(place, body.mul(body.div(lane, shape.pair), shape.dim * 4)))
         if shape.pair == 1:
             with body.loop(0, shape.dim, LANES) as index:
-                body.store(body.load(F32X, source, body.mul(index, 4)), line, body.mul(index, 4))
+                body.store(finite(source, index), line, body.mul(index, 4))
         else:
             line = body.at(line, body.mul(body.rem(lane, 2), 2))
             with body.loop(0, shape.dim, LANES) as index:
-                narrow = to_bfloat(body, body.load(F32X, source, body.mul(index, 4)))
+                narrow = to_bfloat(body, finite(source, index))
                 for number in range(LANES):
                     value = body.builder.extract_element(narrow, ir.Constant(I32, number))
                     body.store(value, line, body.mul(body.add(index, number), 4))
