@@ -12,19 +12,16 @@ from argosy_services.adapters.types import AliasRecord, AliasTarget
 
 class Aliases:
     """The aliases in force. A new meaning is taken over once every version of it is ready here; until then the former
-    one holds, so that no request meets a version that its replica is still loading. Plain bookkeeping.
+    one holds, so that no request meets a version that its replica is still loading. Where no version of a former one
+    can answer, as after a restart, the new one holds at once: its requests wait instead of failing. Plain bookkeeping.
     """
 
     def __init__(self) -> None:
         self._in_force: dict[str, AliasRecord] = {}
 
     def take_over(self, wanted: Sequence[AliasRecord], ready: Callable[[str], bool]) -> None:
-        """Takes over what aliases should mean, where `ready` says so of all their versions, and forgets others."""
-        self._in_force = {
-            record.name: chosen
-            for record in wanted
-            if (chosen := record if _all_ready(record, ready) else self._in_force.get(record.name)) is not None
-        }
+        """Takes over what aliases should mean and forgets others. `ready` says whether a version can answer here."""
+        self._in_force = {record.name: self._choose(record, ready) for record in wanted}
 
     def resolve(self, alias: str, sticky_key: str) -> str:
         """The version that answers. Raises ALIAS_NOT_FOUND.
@@ -37,6 +34,12 @@ class Aliases:
             raise alias_not_found(alias)
         return pick(record.targets, _place(alias, sticky_key) if sticky_key else random.random())  # noqa: S311
 
+    def _choose(self, record: AliasRecord, ready: Callable[[str], bool]) -> AliasRecord:
+        former = self._in_force.get(record.name)
+        if former is None or all(map(ready, _answering(record))) or not any(map(ready, _answering(former))):
+            return record
+        return former
+
 
 def pick(targets: Sequence[AliasTarget], place: float) -> str:
     """The version whose share of [0, 1) holds `place`."""
@@ -48,8 +51,8 @@ def pick(targets: Sequence[AliasTarget], place: float) -> str:
     return targets[-1].version
 
 
-def _all_ready(record: AliasRecord, ready: Callable[[str], bool]) -> bool:
-    return all(ready(target.version) for target in record.targets if target.weight)
+def _answering(record: AliasRecord) -> list[str]:
+    return [target.version for target in record.targets if target.weight]
 
 
 def _place(alias: str, sticky_key: str) -> float:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from argosy_services import metrics
 from argosy_services.adapters.store import Wanted
-from argosy_services.adapters.types import FINAL, SETTLED, AdapterRecord, AdapterState, AdapterTier, Failure
+from argosy_services.adapters.types import COMING, FINAL, SETTLED, AdapterRecord, AdapterState, AdapterTier, Failure
 from argosy_services.errors import ArgosyError, Reason, adapter_not_found
 
 _MAX_FINAL = 1_000
@@ -99,9 +99,15 @@ class AdapterRegistry:
         return adapter
 
     def of_version(self, version: str) -> Adapter | None:
-        """An adapter of that version, a READY one if there is any."""
-        found = [adapter for adapter in self._adapters.values() if adapter.record.version == version]
-        return max(found, key=lambda adapter: adapter.state is AdapterState.READY, default=None)
+        """An adapter of that version: a READY one if there is any, or else one that is coming."""
+        found = [
+            adapter
+            for adapter in self._adapters.values()
+            if version in (adapter.record.version, adapter.wanted.version)
+        ]
+        return max(
+            found, key=lambda adapter: (adapter.state is AdapterState.READY, adapter.state in COMING), default=None
+        )
 
     def adapters(self) -> list[Adapter]:
         """Every adapter."""

@@ -356,6 +356,9 @@ class AdaptersService:
             present = self._registry.find(each.name)
             if present is None or present.wanted.number != each.number:
                 self._take_up(each)
+            else:
+                # Its version may be known by now, so that it may be asked for and waited for.
+                present.wanted = each
         self._aliases.take_over(picture.aliases, self._version_is_ready)
 
     async def _change_alias(self, change: Awaitable[AliasRecord]) -> AliasRecord:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from tests.unit.adapters.asking import CONVERGE_S, ready, speaks, states, within
 
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.types import AdapterState
 from argosy_services.errors import ArgosyError, Reason
 
 S = AdapterState
-CONVERGE_S = 2.0
 
 
 @pytest.fixture
@@ -28,31 +27,6 @@ def source(write_adapter: Any) -> str:
 @pytest.fixture
 def other(write_adapter: Any) -> str:
     return f"file://{write_adapter('other', options={'lora_alpha': 8})}"
-
-
-async def within(condition: Callable[[], bool], seconds: float = CONVERGE_S) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it did not come about in time"
-        await asyncio.sleep(0.005)
-
-
-def states(service: AdaptersService) -> dict[str, AdapterState]:
-    return {record.name: record.state for record in service.records()}
-
-
-async def ready(service: AdaptersService, source: str, name: str = "a") -> str:
-    await service.load(name, source)
-    async for _ in service.watch([name], until_settled=True):
-        pass
-    record = service.get(name)
-    assert record.state is S.READY, record.failure
-    return record.version
-
-
-async def speaks(service: AdaptersService, name: str, sticky_key: str = "") -> str:
-    async with service.lease(name, lambda: None, sticky_key) as lease:
-        return lease.version
 
 
 async def test_what_was_ready_comes_back_by_itself_without_its_source(
@@ -223,6 +197,85 @@ async def test_a_replica_takes_an_alias_over_once_its_versions_are_there(
         await one.roll_back("x@prod")
         await one.delete_alias("x@prod")
         await within(lambda: not two._aliases._in_force)
+
+
+async def test_requests_that_name_an_alias_wait_for_its_version_after_a_restart(
+    start_service: Any, source: str, engine: Any
+) -> None:
+    async with start_service() as first:
+        version = await ready(first, source)
+        await first.set_alias("x@prod", {"a": 1})
+    engine.may_read.clear()
+    async with start_service() as second:
+        asked = asyncio.create_task(speaks(second, "x@prod"))
+        await asyncio.sleep(0.05)
+        assert not asked.done(), "it waits"
+        engine.may_read.set()
+        assert await asyncio.wait_for(asked, CONVERGE_S) == version
+
+
+async def test_a_version_that_fails_here_does_not_take_the_alias_from_the_others(
+    start_service: Any, source: str, other: str, tmp_path: Path
+) -> None:
+    async with start_service() as first:
+        version = await ready(first, source)
+        await ready(first, other, "b")
+        await first.set_alias("x@prod", {"a": 1, "b": 1})
+    shutil.rmtree(tmp_path / "other")
+    for kept in (tmp_path / "cache").glob("*/2"):
+        shutil.rmtree(kept)
+    async with start_service() as second:
+        await within(lambda: states(second) == {"a": S.READY, "b": S.FAILED})
+        answers: set[str] = set()
+        for number in range(40):
+            try:
+                answers.add(await speaks(second, "x@prod", f"user-{number}"))
+            except ArgosyError as error:
+                answers.add(error.reason)
+        assert answers == {version, Reason.ADAPTER_NOT_READY}
+
+
+async def test_a_former_meaning_of_which_nothing_is_left_gives_way_to_one_that_is_coming(
+    start_service: Any, source: str, other: str
+) -> None:
+    async with start_service() as one, start_service(replica=True) as two:
+        await ready(one, source)
+        await one.set_alias("x@prod", {"a": 1})
+        await within(lambda: states(two) == {"a": S.READY})
+        slow = two._residences["small"]._engine
+        slow.may_read.clear()
+        try:
+            await one.load("b", other)
+            await within(lambda: "b" in states(two))
+            second = await ready(one, other, "b")
+            await one.set_alias("x@prod", {"b": 1})
+            await one.unload("a", 0)
+            await within(lambda: states(two)["a"] is S.UNLOADED)
+            asked = asyncio.create_task(speaks(two, "x@prod"))
+            await asyncio.sleep(0.05)
+            assert not asked.done(), "it waits"
+        finally:
+            slow.may_read.set()
+        assert await asyncio.wait_for(asked, CONVERGE_S) == second
+
+
+async def test_a_twin_that_failed_does_not_hide_one_that_is_coming(
+    start_service: Any, source: str, other: str, engine: Any, tmp_path: Path
+) -> None:
+    async with start_service() as first:
+        version = await ready(first, source)
+        shutil.copytree(tmp_path / "adapter", tmp_path / "copy")
+        await ready(first, f"file://{tmp_path}/copy", "twin")
+    shutil.rmtree(tmp_path / "adapter")
+    for kept in (tmp_path / "cache").glob("*/1"):
+        shutil.rmtree(kept)
+    engine.may_read.clear()
+    async with start_service() as second:
+        await within(lambda: states(second) == {"a": S.FAILED, "twin": S.FETCHING})
+        asked = asyncio.create_task(speaks(second, version))
+        await asyncio.sleep(0.02)
+        engine.may_read.set()
+        assert await asyncio.wait_for(asked, CONVERGE_S) == version
 
 
 async def test_what_an_alias_points_at_is_not_unloaded(service: AdaptersService, source: str, other: str) -> None:

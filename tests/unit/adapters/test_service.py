@@ -180,6 +180,8 @@ async def test_the_longest_name_is_accepted(service: AdaptersService, source: st
 async def test_only_a_ready_adapter_is_leased(
     service: AdaptersService, engine: Any, source: str, state: AdapterState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It shall not learn from the store that the version is known: such a one is waited for.
+    service._following.cancel()
     may_copy = hold_copying(monkeypatch, service) if state is S.FETCHING else threading.Event()
     engine.holding = state is S.LOADING
     if state is S.FAILED:
