@@ -39,7 +39,7 @@ _PATIENCE_S = 0.1
 class _Entry:
     """One adapter. `in_slot` says that requests may use it, `weights` are kept while it is in a slot or in memory.
 
-    `holders` use it; `waiting` stand in the line for it.
+    `holders` use it; `waiting` stand in the line for it, and while one does its weights stay.
     """
 
     key: str
@@ -134,7 +134,7 @@ class AdapterTiers:
         entry = self._entries[key] = _Entry(key, directory, weights, pinned)
         if pinned or len(self._taken) < self.slots:
             try:
-                await self._bring(entry)
+                await self._bring(entry, only_if_free=not pinned)
             except ArgosyError:
                 # The engine has not taken it. After any other failure the caller has it removed.
                 self._entries.pop(key, None)
@@ -160,11 +160,7 @@ class AdapterTiers:
             self.counts.hits += 1
         else:
             self.counts.misses += 1
-            entry.waiting += 1
-            try:
-                await self._bring(entry)
-            finally:
-                entry.waiting -= 1
+            await self._bring(entry)
         entry.holders += 1
 
     def release(self, key: str) -> None:
@@ -201,16 +197,23 @@ class AdapterTiers:
             self._entries.pop(entry.key, None)
             self._changes.tell()
 
-    async def _bring(self, entry: _Entry) -> None:
-        async with self._turn:
-            while not entry.in_slot:
-                if entry.removed:
-                    raise adapter_left(adapter_name(entry.key))
-                if entry.weights is None:
-                    entry.weights = await self.read(entry.directory)
-                else:
-                    await self._free_a_slot(entry)
-                    await engine_step(self._put(entry, entry.weights))
+    async def _bring(self, entry: _Entry, *, only_if_free: bool = False) -> None:
+        """Puts an adapter into a slot, once it is first in the line; `only_if_free` leaves others' slots to them."""
+        entry.waiting += 1
+        try:
+            async with self._turn:
+                while not entry.in_slot:
+                    if entry.removed:
+                        raise adapter_left(adapter_name(entry.key))
+                    if only_if_free and len(self._taken) >= self.slots:
+                        break
+                    if (weights := entry.weights) is None:
+                        entry.weights = await self.read(entry.directory)
+                    else:
+                        await self._free_a_slot(entry)
+                        await engine_step(self._put(entry, weights))
+        finally:
+            entry.waiting -= 1
         self._trim()
 
     async def _free_a_slot(self, first: _Entry) -> None:

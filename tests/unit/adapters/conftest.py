@@ -94,6 +94,8 @@ class ScriptedEngine:
 
     def load_adapter(self, key: str, weights: LoraWeights) -> Future[None]:
         self.calls.append(("load", key))
+        if weights is None:
+            raise TypeError("an engine takes weights")
 
         def put() -> None:
             if self.load_error is None or self.taken_though_failed:

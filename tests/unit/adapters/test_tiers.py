@@ -180,6 +180,32 @@ async def test_pinned_ones_stay_and_one_slot_is_for_the_others(
     assert tiers.tier("q") is T.SLOT
 
 
+async def test_a_pinned_one_keeps_its_weights_until_it_is_in_its_slot(
+    tiers: AdapterTiers, engine: Any, directory: Path
+) -> None:
+    await add(tiers, directory, *"abcd")
+    await use(tiers, *"abcd")
+    # The one that gives up its slot fills the memory, and all were used later than one that is new.
+    await add(tiers, directory, "p", pinned=True)
+    assert tiers.tier("p") is T.SLOT
+    assert "p" in engine.inside
+
+
+async def test_of_two_that_come_at_once_one_has_the_last_slot(
+    tiers: AdapterTiers, engine: Any, directory: Path
+) -> None:
+    await add(tiers, directory, *"abcd")
+    await use(tiers, *"abcd")
+    await tiers.remove("c")
+    await use(tiers, "a", "b", "a")
+    await tiers.remove("b")
+    weights = await tiers.read(directory)
+    await asyncio.gather(*(tiers.add(key, directory, weights, pinned=False) for key in "ef"))
+    assert tiers.in_slots == set(engine.inside)
+    assert "a" in engine.inside, "nobody gave up a slot for what nobody asked for"
+    assert len(engine.inside) == SLOTS
+
+
 async def test_one_that_is_removed_is_waited_for_no_more(tiers: AdapterTiers, directory: Path) -> None:
     await add(tiers, directory, *"abc")
     await tiers.acquire("a")
