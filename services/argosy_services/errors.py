@@ -51,15 +51,16 @@ class ArgosyError(Exception):
 
     `message` tells the caller what is wrong and what to do next. `metadata` holds the facts that a program can read;
     its keys are documented with each reason in `errors.proto`. `retry_after_s` is set where the same call may succeed
-    later.
+    later. Both may quote what callers and files say, so what UTF-8 or a database does not take is written as an escape.
     """
 
     def __init__(self, reason: Reason, message: str, *, retry_after_s: float | None = None, **metadata: object) -> None:
+        message = _storable(message)
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retry_after_s = retry_after_s
-        self.metadata = {key: _short(value) for key, value in metadata.items()}
+        self.metadata = {key: _storable(_short(value)) for key, value in metadata.items()}
 
     def __reduce__(self) -> tuple[object, ...]:
         """Lets Ray carry it between the processes of a cluster with its reason and facts."""
@@ -160,6 +161,11 @@ def deadline_exceeded() -> ArgosyError:
     return ArgosyError(
         Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete; allow more time or ask for less"
     )
+
+
+def _storable(text: str) -> str:
+    """JSON may hold halves of surrogate pairs, which UTF-8 has not, and NUL, which PostgreSQL's text has not."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _short(value: object) -> str:

@@ -170,6 +170,9 @@ class Carrier:
             await self._store.settle(life.wanted.number, failure=failure)
         except ArgosyError as error:
             log.warning("a failure could not be noted", adapter=life.adapter.key, cause=error.message)
+        except Exception:
+            # Whatever it is, the adapter must get to its final state, or its name would be taken for ever.
+            log.exception("a failure could not be noted", adapter=life.adapter.key)
 
     async def _take_down(self, life: Life) -> Failure | None:
         """Frees everything that an adapter holds. A failure says what could not be freed."""

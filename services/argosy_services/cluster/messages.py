@@ -89,18 +89,12 @@ def _read(decode: Callable[[bytes], Any], data: bytes) -> Any:
 def _to_builtin(value: object) -> _Failure:
     if not isinstance(value, ArgosyError):
         raise TypeError(f"'{type(value).__name__}' does not travel between processes of a fleet")
-    metadata = {key: _text(fact) for key, fact in value.metadata.items()}
-    return _Failure(value.reason, _text(value.message), value.retry_after_s, metadata)
+    return _Failure(value.reason, value.message, value.retry_after_s, value.metadata)
 
 
 def _from_builtin(_: type, value: object) -> ArgosyError:
     failure = msgspec.convert(value, _Failure)
     return ArgosyError(failure.reason, failure.message, retry_after_s=failure.retry_after_s, **failure.metadata)
-
-
-def _text(text: str) -> str:
-    # An error may quote a file of an adapter, where JSON has surrogates that UTF-8 has not.
-    return text.encode("utf-8", "replace").decode()
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_to_builtin)

@@ -196,6 +196,20 @@ class Maker:
         (directory / CONFIG).write_bytes(data[:90_000])
         return "is not JSON"
 
+    def kind_text_that_cannot_be_stored(self, directory: Path) -> str:
+        # Neither UTF-8 nor PostgreSQL's text takes all that JSON may hold.
+        strange = self._rng.choice(("\ud800", "\udfff\udfff", "a\x00b", "\x00\ud800"))
+        options, tensors = self._options(), self._tensors()
+        if self._rng.random() < 0.5:
+            options[strange] = True
+        else:
+            tensors.pop(sorted(tensors)[0])
+        self._write(directory, options, tensors)
+        if strange in options:
+            return "which cannot be served"
+        self._lie(directory, lambda header: header.update({strange: header.pop(sorted(header)[0])}))
+        return "is none of a LoRA adapter"
+
     def kind_strange_tensor_names(self, directory: Path) -> str:
         tensors = self._tensors()
         name = self._rng.choice(

@@ -38,6 +38,7 @@ async def test_each_is_refused_with_its_reason_in_bounded_time_and_memory(
         assert reason in REASONS, (each, message)
         assert each.says in message, (each, message)
         assert len(message) < 1_000
+        assert "\0" not in message.encode().decode(), "it can be stored"
     assert slowest < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < GROWTH_BYTES
     assert not maker.sentinel.exists(), "code of an adapter was run"

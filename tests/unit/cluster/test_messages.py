@@ -104,7 +104,7 @@ def test_an_error_that_quotes_what_is_not_unicode_arrives() -> None:
     said = ArgosyError(Reason.ADAPTER_INVALID, "no '\ud800'", path="\udcff")
     (output,) = read_to_gateway(encode(Outputs([StepOutput("a", error=said)]))).outputs
     assert output.error is not None
-    assert (output.error.message, output.error.metadata) == ("no '?'", {"path": "?"})
+    assert (output.error.message, output.error.metadata) == ("no '\\ud800'", {"path": "\\udcff"})
 
 
 class Harm:

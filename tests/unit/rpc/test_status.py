@@ -49,3 +49,11 @@ def test_text_is_cut_between_characters() -> None:
     assert cut.message == "é" * 398 + "..."
     whole = status.details(ArgosyError(Reason.INTERNAL, "é" * 400))
     assert whole.message == "é" * 400
+
+
+def test_what_an_error_quotes_can_be_sent_and_stored() -> None:
+    """Neither UTF-8 nor PostgreSQL's text takes everything that a string of JSON may hold."""
+    error = ArgosyError(Reason.ADAPTER_INVALID, "sets \ud800\x00é", detail="\udfff\x00")
+    assert error.message == str(error) == "sets \\ud800\\x00é"
+    assert error.metadata == {"detail": "\\udfff\\x00"}
+    assert status.details(error).message == error.message
