@@ -34,6 +34,7 @@ T = TypeVar("T")
 _AT_ONCE = 2
 # How long holders of leases may take to end after they were told to; then the engine ends their sequences.
 _REVOKE_GRACE_S = 10.0
+_STORE_PAUSE_S = 2.0
 # What is wrong with an adapter wherever it is loaded; every other failure is one of this replica.
 _OF_THE_ADAPTER = frozenset({Reason.ADAPTER_INVALID, Reason.WRONG_BASE_MODEL, Reason.SOURCE_REFUSED})
 
@@ -67,13 +68,20 @@ class Carrier:
             log.info("adapter unloaded before it was ready", adapter=life.adapter.key)
         except ArgosyError as error:
             failure = failure_of(error)
+            life.retry_after_s = error.retry_after_s
         except Exception:
             failure = self._internal(life)
         await self._tell_of(life, failure)
+        if (not_freed := await self._take_down(life, failure)) is not None:
+            life.retry_after_s = None
         # Once an adapter is unwanted, only what could not be freed is still a failure.
-        failure = await self._take_down(life) or (None if life.leaving else failure)
+        failure = not_freed or (None if life.leaving else failure)
         final = AdapterState.UNLOADED if failure is None else AdapterState.FAILED
         self._move(life, final, failure=failure, size_bytes=0)
+
+    async def remove_files(self, number: int) -> None:
+        """Removes the files of an adapter from this machine."""
+        await self._do(lambda: self._kept().remove(number))
 
     async def close(self) -> None:
         """Ends the threads, after the lives."""
@@ -84,7 +92,8 @@ class Carrier:
             await life.until_turn()
             self._move(life, AdapterState.FETCHING)
             weights = await self._kept_before(life)
-            directory = await self._do(lambda: self._files(life))
+            directory = await self._while_away(life, lambda: self._do(lambda: self._files(life)))
+            life.has_files = True
             life.check_wanted()
             self._move(life, AdapterState.VALIDATING)
             weights = weights or await life.residence.read(directory)
@@ -107,6 +116,8 @@ class Carrier:
         try:
             weights = await life.residence.read(directory)
         except ArgosyError as error:
+            if error.reason not in _OF_THE_ADAPTER:
+                raise
             log.warning("kept files cannot be used", adapter=life.adapter.key, cause=error.message)
         else:
             if weights.version == life.wanted.version:
@@ -128,8 +139,10 @@ class Carrier:
         return kept.keep(staging, number)
 
     async def _settle(self, life: Life, version: str) -> None:
-        """Agrees with the other replicas on which version this is."""
-        noted = await self._store.settle(life.wanted.number, version)
+        """Agrees with the other replicas on which version this is. Once that is known the store is not needed."""
+        if version == life.adapter.wanted.version:
+            return
+        noted = await self._while_away(life, lambda: self._store.settle(life.wanted.number, version))
         if noted is None:
             self.dismiss(life, 0.0)
             raise Leaving
@@ -174,13 +187,31 @@ class Carrier:
             # Whatever it is, the adapter must get to its final state, or its name would be taken for ever.
             log.exception("a failure could not be noted", adapter=life.adapter.key)
 
-    async def _take_down(self, life: Life) -> Failure | None:
-        """Frees everything that an adapter holds. A failure says what could not be freed."""
-        failure: Failure | None = None
+    async def _take_down(self, life: Life, failure: Failure | None) -> Failure | None:
+        """Frees everything that an adapter holds. A failure says what could not be freed.
+
+        Its files stay unless it is unwanted or they are what is wrong: they may be the only ones, and other processes
+        of this machine may use them.
+        """
+        not_freed: Failure | None = None
         if life.taken_in:
-            failure = await self._attempt(life, life.residence.remove(life.adapter.key))
-        removed = self._do(lambda: self._kept().remove(life.wanted.number))
-        return await self._attempt(life, removed) or failure
+            not_freed = await self._attempt(life, life.residence.remove(life.adapter.key))
+        files_are_wrong = life.has_files and failure is not None and failure.reason in _OF_THE_ADAPTER
+        if life.leaving or files_are_wrong:
+            not_freed = await self._attempt(life, self.remove_files(life.wanted.number)) or not_freed
+        return not_freed
+
+    async def _while_away(self, life: Life, step: Callable[[], Awaitable[T]]) -> T:
+        """The result of a step that needs the database, which may be away for a while. Raises Leaving."""
+        while True:
+            try:
+                return await step()
+            except ArgosyError as error:
+                if error.reason is not Reason.STORE_UNAVAILABLE:
+                    raise
+                log.warning("an adapter waits for the database", adapter=life.adapter.key, cause=error.message)
+                pause_s = error.retry_after_s or _STORE_PAUSE_S
+            await life.pause(pause_s)
 
     async def _attempt(self, life: Life, step: Awaitable[None]) -> Failure | None:
         try:

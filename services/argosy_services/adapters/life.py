@@ -21,7 +21,8 @@ class Leaving(Exception):  # noqa: N818 - not a failure
 class Life:
     """One adapter on its way. Lives on the event loop's thread, `cancelled` apart.
 
-    `cancelled` tells threads that work for the adapter to stop, `taken_in` whether its residence may hold it.
+    `cancelled` tells threads that work for the adapter to stop, `has_files` whether it has found or fetched its files,
+    `taken_in` whether its residence may hold it, `retry_after_s` when it may succeed after it failed, if ever.
     """
 
     def __init__(self, adapter: Adapter, residence: Residence, wanted: Wanted) -> None:
@@ -31,7 +32,9 @@ class Life:
         self.accepted = time.monotonic()
         self.cancelled = threading.Event()
         self.task: asyncio.Task[None] | None = None
+        self.has_files = False
         self.taken_in = False
+        self.retry_after_s: float | None = None
         self._leave_by: float | None = None
         self._has_turn = False
         self._changes = Changes()
@@ -67,6 +70,14 @@ class Life:
         self.check_wanted()
         while not self._has_turn:
             await self._changes.next()
+            self.check_wanted()
+
+    async def pause(self, seconds: float) -> None:
+        """Waits. Raises Leaving as soon as it must leave."""
+        deadline = time.monotonic() + seconds
+        self.check_wanted()
+        while (left_s := deadline - time.monotonic()) > 0:
+            await self._changes.next(left_s)
             self.check_wanted()
 
     async def until_leaving(self) -> None:

@@ -18,6 +18,8 @@ from argosy_services.adapters.alias_store import AliasStore
 from argosy_services.adapters.aliases import Aliases
 from argosy_services.adapters.cache import AdapterCache
 from argosy_services.adapters.carrier import Carrier
+from argosy_services.adapters.failed import FailedHere
+from argosy_services.adapters.forms import check_alias, check_name, check_weights
 from argosy_services.adapters.kept import KeptFiles
 from argosy_services.adapters.life import Life
 from argosy_services.adapters.origins import Origins
@@ -37,15 +39,8 @@ log = structlog.get_logger("argosy.adapters")
 
 DEFAULT_DRAIN_S = 60.0
 MAX_DRAIN_S = 3_600.0
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-_NAME = re.compile(_PART)
-_NAME_FORM = "1 to 128 characters of letters, digits, '.', '-' and '_', the first one a letter or digit"
-_ALIAS = re.compile(f"{_PART}@{_PART}")
-_ALIAS_FORM = "two such names with an @ between them, as in support@prod"
 _VERSION = re.compile(r"[0-9a-f]{64}")
-MAX_TARGETS = 16
 MAX_STICKY_KEY_BYTES = 256
-_MAX_WEIGHT = 1_000_000
 _MAX_WAITING = 256
 # How often a replica looks for changes that others made.
 _POLL_S = 0.5
@@ -79,6 +74,7 @@ class AdaptersService:
         sources = Origins(self._uploads, roots=roots, remotes=remotes, max_size_bytes=max_size_bytes)
         self._carrier = Carrier(self._registry, self._store, sources, self._cache)
         self._lives: dict[str, Life] = {}
+        self._failed = FailedHere()
         # Held while something is changed in the store and here: a picture from before it must not undo it.
         self._sync = asyncio.Lock()
         self._picture: Picture | None = None
@@ -132,8 +128,7 @@ class AdaptersService:
         name's last adapter still drains), QUEUE_FULL and STORE_UNAVAILABLE. This and every other change answers a
         second call with the same `request_id` of one `tenant` as it did the first.
         """
-        if not _NAME.fullmatch(name):
-            raise invalid_field("name", f"must be {_NAME_FORM}", limit=_NAME_FORM, value=name)
+        check_name(name)
         base_model, _ = self._residence(base_model)
         source = await asyncio.to_thread(self._carrier.sources.resolve, source)
         operation = _operation(tenant, request_id, f"load {name} {source} {base_model}")
@@ -201,8 +196,8 @@ class AdaptersService:
         `expected` is the revision that it must have, 0 where it must not be set. Raises INVALID_FIELD,
         ADAPTER_NOT_FOUND, ADAPTER_NOT_READY, ALIAS_CHANGED and STORE_UNAVAILABLE.
         """
-        _check_alias(alias)
-        _check_weights(targets)
+        check_alias(alias)
+        check_weights(targets)
         chosen = [AliasTarget(self._ready(target).record.version, weight) for target, weight in targets.items()]
         if len({target.version for target in chosen}) < len(chosen):
             raise invalid_field("targets", "name one version twice", limit="each once", value=", ".join(targets))
@@ -312,6 +307,7 @@ class AdaptersService:
         present = self._registry.find(wanted.name)
         if present is not None and present.state not in FINAL:
             return present
+        self._failed.begun(wanted.number)
         residence = self._residences[wanted.base_model]
         adapter = self._registry.accept(wanted, lambda: residence.tier(wanted.key))
         if wanted.failure is not None:
@@ -327,6 +323,8 @@ class AdaptersService:
             await self._carrier.follow(life)
         finally:
             del self._lives[life.adapter.key]
+        if life.adapter.state is AdapterState.FAILED:
+            self._failed.note(life.wanted.number, life.retry_after_s)
 
     async def _follow_the_store(self) -> None:
         while True:
@@ -343,6 +341,8 @@ class AdaptersService:
             if self._picture is None or self._picture.change != await self._store.change():
                 self._picture = await self._store.picture()
             self._apply(self._picture)
+            for number in self._failed.forget({wanted.number for wanted in self._picture.wanted}):
+                await self._carrier.remove_files(number)
 
     def _apply(self, picture: Picture) -> None:
         """Brings this replica towards what should be."""
@@ -354,7 +354,7 @@ class AdaptersService:
                 self._carrier.dismiss(life, drains.get(number, DEFAULT_DRAIN_S))
         for each in wanted.values():
             present = self._registry.find(each.name)
-            if present is None or present.wanted.number != each.number:
+            if present is None or present.wanted.number != each.number or self._failed.due(each.number):
                 self._take_up(each)
             else:
                 # Its version may be known by now, so that it may be asked for and waited for.
@@ -371,18 +371,3 @@ class AdaptersService:
 
 def _operation(tenant: str, request_id: str, what: str) -> Operation | None:
     return Operation(tenant, request_id, what) if request_id else None
-
-
-def _check_alias(alias: str) -> None:
-    if not _ALIAS.fullmatch(alias):
-        raise invalid_field("alias", f"must be {_ALIAS_FORM}", limit=_ALIAS_FORM, value=alias)
-
-
-def _check_weights(targets: Mapping[str, int]) -> None:
-    if not 1 <= len(targets) <= MAX_TARGETS:
-        raise invalid_field("targets", "must be some", limit=f"1 to {MAX_TARGETS}", value=len(targets))
-    for weight in targets.values():
-        if not 0 <= weight <= _MAX_WEIGHT:
-            raise invalid_field("weight", "is out of range", limit=f"0 to {_MAX_WEIGHT}", value=weight)
-    if not any(targets.values()):
-        raise invalid_field("targets", "have no weight", limit="one weight above 0", value=0)

@@ -8,7 +8,8 @@ from typing import TypedDict
 
 from argosy.api.adapters.v1 import adapters_service_pb2 as pb
 from argosy_services.adapters.convert import read_seconds, write_adapter, write_alias
-from argosy_services.adapters.service import DEFAULT_DRAIN_S, MAX_TARGETS, AdaptersService
+from argosy_services.adapters.forms import MAX_TARGETS
+from argosy_services.adapters.service import DEFAULT_DRAIN_S, AdaptersService
 from argosy_services.adapters.types import AdapterRecord
 from argosy_services.adapters.uploads import Part
 from argosy_services.errors import invalid_field

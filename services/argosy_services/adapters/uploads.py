@@ -76,8 +76,10 @@ class Uploads:
         return upload
 
     def fetch(self, version: str, target: Path, cancelled: threading.Event) -> None:
-        """Writes the files of a complete upload into `target`. Blocks. Raises ADAPTER_INVALID and FetchCancelled."""
-        self._database.transact(lambda connection: _write_files(connection, version, target, cancelled))
+        """Writes the files of a complete upload into `target`. Blocks. Raises ADAPTER_INVALID, FetchCancelled and
+        STORE_UNAVAILABLE.
+        """
+        self._database.look(lambda connection: _write_files(connection, version, target, cancelled))
 
 
 def version_of(source: str) -> str | None:

@@ -41,7 +41,9 @@ _LOCK = 7_301_988_442
 
 
 class Database:
-    """A database and the threads that talk to it. `read` and `write` are for event loops, `transact` for threads."""
+    """A database and the threads that talk to it. `read` and `write` are for event loops, `look` and `transact` for
+    threads.
+    """
 
     def __init__(self, dsn: str) -> None:
         """`dsn` is `sqlite:////absolute/file` or `postgresql://user:password@host/name`. Nothing is connected yet.
@@ -60,6 +62,10 @@ class Database:
     async def write(self, work: Work[T]) -> T:
         """The result of work that may change something: all of it is done, or none. Raises STORE_UNAVAILABLE."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work, True)
+
+    def look(self, work: Work[T]) -> T:
+        """`read` for a thread that may block."""
+        return self._do(work, False)
 
     def transact(self, work: Work[T]) -> T:
         """`write` for a thread that may block."""

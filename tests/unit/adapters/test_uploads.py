@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.adapters.asking import nothing_can_be_written
 
 from argosy_services.adapters import uploads as module
 from argosy_services.adapters.service import AdaptersService
@@ -14,6 +17,7 @@ from argosy_services.adapters.sources import FILES
 from argosy_services.adapters.types import AdapterState
 from argosy_services.adapters.uploads import Part, Upload
 from argosy_services.errors import ArgosyError, Reason
+from argosy_services.storage import database
 
 STEP = 200
 
@@ -76,6 +80,19 @@ async def test_an_upload_goes_on_after_a_restart_and_through_another_replica(sta
         upload = await send_all(three, sent, 3 * STEP)
         await two.load("a", str(upload.source))
         assert await settled(two, "a") is AdapterState.READY
+
+
+async def test_it_is_fetched_while_others_write(
+    start_service: Any, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_S", 0.05)
+    target = tmp_path / "target"
+    target.mkdir()
+    async with start_service() as service:
+        await send_all(service, sent)
+        with nothing_can_be_written(tmp_path):
+            await asyncio.to_thread(service._uploads.fetch, sent.version, target, threading.Event())
+    assert b"".join((target / name).read_bytes() for name in FILES) == sent.data
 
 
 async def test_a_part_out_of_turn_changes_nothing(service: AdaptersService, sent: Sent) -> None:
