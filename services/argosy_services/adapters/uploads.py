@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from argosy_services.adapters.sources import FILES, FetchCancelled
-from argosy_services.adapters.tables import now
+from argosy_services.adapters.tables import forget_old, now
 from argosy_services.errors import ArgosyError, Reason, input_too_large, invalid_field
 from argosy_services.storage.database import Database
 
@@ -135,7 +135,10 @@ def _take(connection: Connection, part: Part) -> tuple[Upload, bool]:
 
 
 def _begin(connection: Connection, part: Part) -> None:
-    unfinished = connection.execute(text("SELECT COUNT(*) FROM adapter_uploads WHERE complete = 0")).scalar_one()
+    unfinished = _unfinished(connection)
+    if unfinished >= _MAX_UNFINISHED:
+        forget_old(connection)
+        unfinished = _unfinished(connection)
     if unfinished >= _MAX_UNFINISHED:
         raise ArgosyError(
             Reason.QUEUE_FULL,
@@ -156,6 +159,10 @@ def _begin(connection: Connection, part: Part) -> None:
             "now": now(),
         },
     )
+
+
+def _unfinished(connection: Connection) -> int:
+    return connection.execute(text("SELECT COUNT(*) FROM adapter_uploads WHERE complete = 0")).scalar_one()
 
 
 def _complete(connection: Connection, version: str) -> None:

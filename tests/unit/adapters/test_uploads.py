@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from tests.unit.adapters.asking import nothing_can_be_written
 
 from argosy_services.adapters import uploads as module
@@ -165,3 +167,17 @@ async def test_unfinished_uploads_are_bounded(
         await service.upload(sent.part(0))
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s
+
+
+async def test_uploads_that_were_given_up_make_room(
+    service: AdaptersService, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_UNFINISHED", 2)
+    for number in range(2):
+        await service.upload(sent.part(0, version=f"{number:064}"))
+    await service._uploads._database.write(
+        lambda connection: connection.execute(
+            text("UPDATE adapter_uploads SET touched = :then"), {"then": (datetime.now(UTC) - timedelta(2)).isoformat()}
+        ).close()
+    )
+    assert (await send_all(service, sent)).source
