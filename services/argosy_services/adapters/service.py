@@ -158,6 +158,8 @@ class AdaptersService:
             if adapter is None:
                 if released is None:
                     raise adapter_not_found(name)
+                if released.base_model not in self._residences:
+                    return await self._let_go(released)
                 adapter = self._take_up(released)
             life = self._lives.get(adapter.key)
             if life is not None and (released is None or released.number == adapter.wanted.number):
@@ -317,6 +319,18 @@ class AdaptersService:
         self._lives[adapter.key] = life
         life.task = asyncio.create_task(self._carry(life), name=f"adapter {adapter.key}")
         return adapter
+
+    async def _let_go(self, wanted: Wanted) -> AdapterRecord:
+        """Unloads an adapter of a model that is served no more: of it there is nothing but files."""
+        adapter = self._registry.accept(wanted)
+        self._registry.move(adapter, AdapterState.DRAINING)
+        try:
+            await self._carrier.remove_files(wanted.number)
+        except OSError:
+            # The next start removes them.
+            log.exception("an adapter's files could not be removed", adapter=adapter.key)
+        self._registry.move(adapter, AdapterState.UNLOADED)
+        return self._registry.picture(adapter)
 
     async def _carry(self, life: Life) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -157,16 +157,18 @@ Start = Callable[..., AbstractAsyncContextManager[AdaptersService]]
 def start_service(tmp_path: Path, engine: ScriptedEngine, nothing_leaks: None) -> Start:
     """Starts services that accept adapters below the test's directory, for models "small" (the default) and "other".
     All have one database and one cache: those that run together are replicas, those that follow each other restarts.
-    `replica` gives it an engine of its own.
+    `replica` gives it an engine of its own, `models` are served.
     """
 
     @asynccontextmanager
-    async def start(*, replica: bool = False) -> AsyncIterator[AdaptersService]:
+    async def start(
+        *, replica: bool = False, models: Sequence[str] = ("small", "other")
+    ) -> AsyncIterator[AdaptersService]:
         host = ScriptedEngine() if replica else engine
         database = Database(f"sqlite:///{tmp_path / 'argosy.db'}")
         tiers = AdapterTiers(host, slots=16, memory_bytes=1 << 20)  # type: ignore[arg-type]
         service = AdaptersService(
-            {"small": tiers, "other": tiers},
+            dict.fromkeys(models, tiers),
             database,
             roots=[tmp_path],
             max_size_bytes=100_000,

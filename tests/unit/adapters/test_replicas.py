@@ -64,6 +64,21 @@ async def test_what_had_failed_is_failed_and_what_was_half_done_is_resumed(
         assert record.failure.reason == Reason.ADAPTER_INVALID
 
 
+async def test_an_adapter_of_a_model_that_is_served_no_more_can_be_unloaded(
+    start_service: Any, source: str, tmp_path: Path
+) -> None:
+    async with start_service() as first:
+        await first.load("a", source, "other")
+        await within(lambda: states(first) == {"a": S.READY})
+    async with start_service(models=["small"]) as second:
+        assert states(second) == {}
+        for _ in range(2):
+            record = await second.unload("a")
+            assert (record.state, record.base_model) == (S.UNLOADED, "other")
+        assert list((tmp_path / "cache").rglob("adapter_*")) == []
+        await ready(second, source)
+
+
 async def test_replicas_agree(start_service: Any, source: str, other: str, tmp_path: Path) -> None:
     async with start_service() as one, start_service(replica=True) as two:
         first = await ready(one, source)
