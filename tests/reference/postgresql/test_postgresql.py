@@ -106,3 +106,21 @@ def test_two_servers_converge_on_every_change_and_after_one_was_killed(
         with start(dsn, tmp_path / "one", tmp_path) as one, start(dsn, tmp_path / "two", tmp_path) as two:
             took["both"] = agree({"c": S.READY, "d": S.READY}, one, two)
     print({what: round(seconds, 2) for what, seconds in took.items()})
+
+
+@pytest.mark.parametrize("strange", ["\ud800", "a\x00b"])
+def test_a_failure_that_quotes_what_text_cannot_hold_is_noted(
+    dsn: str,
+    database: Database,
+    tmp_path: Path,
+    write_adapter: Any,  # noqa: F811
+    strange: str,
+) -> None:
+    source = write_adapter(options={strange: True})
+    with start(dsn, tmp_path / "cache", tmp_path) as one:
+        with pytest.raises(argosy.AdapterInvalidError) as caught:
+            one.client.adapters.load("a", source)
+        noted = database.look(
+            lambda connection: connection.execute(text("SELECT failure_message FROM adapters")).scalar_one()
+        )
+        assert noted == str(caught.value.message)
