@@ -139,7 +139,7 @@ class EmbeddedServer:
         self._watching = asyncio.create_task(self._watch(self._fleet))
 
     async def _watch(self, fleet: Fleet) -> None:
-        while fleet.healthy:
+        while fleet.healthy:  # noqa: ASYNC110 - a thread ends it, and tells nobody
             await asyncio.sleep(_LOOK_SECONDS)
         # Whoever sends calls here or starts processes anew learns it from these, and callers by their next try.
         self.gate.drain()
