@@ -58,6 +58,7 @@ FULL = Request(
     tenant="t",
     priority=-2,
     cache_salt="s",
+    call="c",
     timeout_s=1.5,
 )
 OUTPUTS = Outputs(
