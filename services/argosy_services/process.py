@@ -8,7 +8,8 @@ import os
 
 _LIBRARY = ctypes.CDLL(None)
 _M_ARENA_MAX = -8
-_ARENAS = 2
+ARENAS = 2
+"""Heaps that the threads of a server share."""
 
 
 def begin() -> None:
@@ -20,7 +21,7 @@ def begin() -> None:
     # Threads of gRPC, asyncio and the engine come to allocate in eight arenas for each core. Each keeps what its own
     # busiest moment took, and cannot lend it to another: memory grows for hours though nothing is kept.
     if hasattr(_LIBRARY, "mallopt") and not _arenas_are_set():
-        _LIBRARY.mallopt(_M_ARENA_MAX, _ARENAS)
+        _LIBRARY.mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def loaded() -> None:

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from pydantic_core import to_jsonable_python
 
 from argosy_services.cluster.notice import HEALTH_CHECK_PERIOD_S
+from argosy_services.process import ARENAS
 from argosy_services.rpc.dispatch import SERVICES
 from argosy_services.settings import Replicas, Settings, default_data_dir, live_fields
 
@@ -53,6 +54,8 @@ def environment(settings: Settings) -> dict[str, str]:
         **profile,
         # Ray starts its workers at 15, behind whatever else runs on the machine, and callers wait for them.
         "RAY_worker_niceness": "0",
+        # A worker of Ray has its heaps before a replica could limit them; see `process.begin`.
+        "MALLOC_ARENA_MAX": str(ARENAS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(cluster.haproxy_stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(cluster.haproxy_metrics_port),
         # Finds a dead proxy in a second instead of ten.
