@@ -21,7 +21,7 @@ TEST_RUNTIMES ?= ray-small,ray-production
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 .SILENT: $(VENV)/.torch $(VENV)/.demo $(VENV)/.dev protos-check
-# As `argosy serve` has it; see embedded.py.
+# As `argosy serve` has it; see process.py.
 export GOMP_SPINCOUNT ?= 10000
 export PATH := $(abspath $(BIN)):$(PATH)
 

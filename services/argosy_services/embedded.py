@@ -141,19 +141,20 @@ class EmbeddedServer:
     async def _watch(self, fleet: Fleet) -> None:
         while fleet.healthy:  # noqa: ASYNC110 - a thread ends it, and tells nobody
             await asyncio.sleep(_LOOK_SECONDS)
-        # Whoever sends calls here or starts processes anew learns it from these, and callers by their next try.
+        await self._take_no_more()
+        self.failed.set()
+
+    async def _take_no_more(self) -> None:
+        """Refuses new calls, and lets whoever sends them know."""
         self.gate.drain()
         metrics.READY.set(0)
         await self._health.set_serving(False)
-        self.failed.set()
 
     async def close(self, drain_seconds: float) -> None:
         """Takes no more calls, lets running ones finish for so long, then ends everything."""
         if self._watching is not None:
             self._watching.cancel()
-        self.gate.drain()
-        metrics.READY.set(0)
-        await self._health.set_serving(False)
+        await self._take_no_more()
         if not await self.gate.wait_idle(drain_seconds):
             log.warning("calls cut off", calls=self.gate.running, drain_seconds=drain_seconds)
             self.gate.cut_off()

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from argosy_services.agents.memory import Answer, ToolRequest
+from argosy_services.agents.runlog import RunLog
 from argosy_services.agents.store import RunStore
-from argosy_services.agents.types import ModelReplied, Outcome, Recorded, RunFinished, RunState, Usage
+from argosy_services.agents.types import Outcome, Recorded, RunFinished, Usage
 
 
 async def end_unattended(store: RunStore, run_id: str) -> None:
     """Notes that the run's owner ended it. Raises RunTakenError where somebody else has written meanwhile."""
     recorded = await store.events(run_id)
     seconds = recorded[-1].seconds if recorded else 0.0
-    usage, calls, answer = Usage(), 0, None
-    for one in recorded:
-        match one.event:
-            case ModelReplied():
-                usage = usage.plus(one.event.usage)
-            case ToolRequest():
-                calls += 1
-            case Answer():
-                answer = one.event.text
-            case _:
-                pass
-    end = RunFinished(Outcome.CANCELLED, steps_in(recorded), calls, usage, seconds)
-    last = Recorded(len(recorded) + 1, end, seconds=seconds)
-    await store.append(run_id, [last], RunState.FINISHED, outcome=Outcome.CANCELLED, answer=answer)
+    run_log = RunLog(store, run_id, recorded)
+    run_log.seconds = lambda: seconds
+    usage = Usage()
+    for reply in run_log.replies.values():
+        usage = usage.plus(reply.usage)
+    await run_log.record(RunFinished(Outcome.CANCELLED, steps_in(recorded), len(run_log.requested), usage, seconds))
 
 
 def steps_in(recorded: Sequence[Recorded]) -> int:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from argosy_services.adapters.service import AdaptersService
 from argosy_services.adapters.types import AdapterState
@@ -54,3 +58,16 @@ def nothing_can_be_written(tmp_path: Path) -> Iterator[None]:
     finally:
         other.execute("ROLLBACK")
         other.close()
+
+
+def hold_fetching(monkeypatch: pytest.MonkeyPatch, service: AdaptersService) -> threading.Event:
+    """Fetching waits for the returned event."""
+    may_fetch = threading.Event()
+    fetch = service._carrier.sources.fetch
+
+    def late(*arguments: Any) -> None:
+        assert may_fetch.wait(20)
+        fetch(*arguments)
+
+    monkeypatch.setattr(service._carrier.sources, "fetch", late)
+    return may_fetch

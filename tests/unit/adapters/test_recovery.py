@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
-from tests.unit.adapters.asking import nothing_can_be_written, ready, speaks, states, within
+from tests.unit.adapters.asking import hold_fetching, nothing_can_be_written, ready, speaks, states, within
 
 from argosy_services.adapters.failed import FailedHere
 from argosy_services.adapters.service import AdaptersService
@@ -35,19 +34,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kept_files(tmp_path: Path) -> int:
     return len(list((tmp_path / "cache").rglob("adapter_*")))
-
-
-def hold_fetching(monkeypatch: pytest.MonkeyPatch, service: AdaptersService) -> threading.Event:
-    """Fetching waits for the returned event."""
-    may_fetch = threading.Event()
-    fetch = service._carrier.sources.fetch
-
-    def late(*arguments: Any) -> None:
-        assert may_fetch.wait(20)
-        fetch(*arguments)
-
-    monkeypatch.setattr(service._carrier.sources, "fetch", late)
-    return may_fetch
 
 
 async def test_what_comes_back_does_not_need_to_write(

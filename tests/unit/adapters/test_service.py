@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.adapters.asking import hold_fetching
 
 from argosy_services import metrics
 from argosy_services.adapters import carrier, waiting
@@ -182,7 +183,7 @@ async def test_only_a_ready_adapter_is_leased(
 ) -> None:
     # It shall not learn from the store that the version is known: such a one is waited for.
     service._following.cancel()
-    may_copy = hold_copying(monkeypatch, service) if state is S.FETCHING else threading.Event()
+    may_copy = hold_fetching(monkeypatch, service) if state is S.FETCHING else threading.Event()
     engine.holding = state is S.LOADING
     if state is S.FAILED:
         engine.load_error = ArgosyError(Reason.ADAPTER_SLOTS_FULL, "all 1 slots are taken")
@@ -201,19 +202,6 @@ async def test_only_a_ready_adapter_is_leased(
     assert caught.value.metadata == {"adapter": "a", "state": state.value}
     assert ("all 1 slots are taken" in caught.value.message) == (state is S.FAILED)
     may_copy.set()
-
-
-def hold_copying(monkeypatch: pytest.MonkeyPatch, service: AdaptersService) -> threading.Event:
-    """Copying waits for the returned event."""
-    may_copy = threading.Event()
-    copy = service._carrier.sources.fetch
-
-    def fetch(*arguments: Any) -> None:
-        assert may_copy.wait(20)
-        copy(*arguments)
-
-    monkeypatch.setattr(service._carrier.sources, "fetch", fetch)
-    return may_copy
 
 
 async def test_an_unknown_adapter_is_not_found(service: AdaptersService) -> None:
@@ -336,7 +324,7 @@ async def test_unload_at_once(service: AdaptersService, engine: Any, source: str
 async def test_unload_while_its_files_are_copied(
     service: AdaptersService, engine: Any, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    may_copy = hold_copying(monkeypatch, service)
+    may_copy = hold_fetching(monkeypatch, service)
     await service.load("a", source)
     await reaches(service, "a", S.FETCHING)
     await service.unload("a")

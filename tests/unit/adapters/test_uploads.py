@@ -157,24 +157,24 @@ async def test_sizes_cannot_change_on_the_way(service: AdaptersService, sent: Se
     assert caught.value.reason is Reason.INVALID_FIELD
 
 
-async def test_unfinished_uploads_are_bounded(
-    service: AdaptersService, sent: Sent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def full(service: AdaptersService, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many unfinished uploads as there may be."""
     monkeypatch.setattr(module, "_MAX_UNFINISHED", 2)
     for number in range(2):
         await service.upload(sent.part(0, version=f"{number:064}"))
+
+
+@pytest.mark.usefixtures("full")
+async def test_unfinished_uploads_are_bounded(service: AdaptersService, sent: Sent) -> None:
     with pytest.raises(ArgosyError) as caught:
         await service.upload(sent.part(0))
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s
 
 
-async def test_uploads_that_were_given_up_make_room(
-    service: AdaptersService, sent: Sent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_MAX_UNFINISHED", 2)
-    for number in range(2):
-        await service.upload(sent.part(0, version=f"{number:064}"))
+@pytest.mark.usefixtures("full")
+async def test_uploads_that_were_given_up_make_room(service: AdaptersService, sent: Sent) -> None:
     await service._uploads._database.write(
         lambda connection: connection.execute(
             text("UPDATE adapter_uploads SET touched = :then"), {"then": (datetime.now(UTC) - timedelta(2)).isoformat()}

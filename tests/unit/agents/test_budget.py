@@ -13,6 +13,8 @@ from argosy_services.agents.types import AgentSpec, Budget, ChainPrompt, Outcome
 from .scripted import ScriptedModel, agents
 from .test_durability import all_of
 
+MAP = (ChainPrompt("lines", "list"), ChainPrompt("each", "about {{item}}", for_each="lines"))
+
 
 def spent(tokens: int) -> Usage:
     return Usage(completion_tokens=tokens)
@@ -27,11 +29,7 @@ async def end_of(model: ScriptedModel, spec: AgentSpec, directory: Path) -> RunF
 
 async def test_a_map_over_many_lines_has_tokens_enough(tmp_path: Path) -> None:
     lines = "\n".join(f"line{place}" for place in range(12))
-    spec = AgentSpec(
-        "task",
-        strategy=Strategy.CHAIN,
-        chain=(ChainPrompt("lines", "list"), ChainPrompt("each", "about {{item}}", for_each="lines")),
-    )
+    spec = AgentSpec("task", strategy=Strategy.CHAIN, chain=MAP)
     model = ScriptedModel([lines, *(["short"] * 12)], before=lambda _: asyncio.sleep(0.01))
     end = await end_of(model, spec, tmp_path)
     assert (end.outcome, end.usage.completion_tokens) == (Outcome.ANSWERED, 13)
@@ -55,12 +53,7 @@ async def test_many_votes_have_tokens_enough(tmp_path: Path) -> None:
 
 async def test_a_run_still_ends_where_its_tokens_are_spent(tmp_path: Path) -> None:
     lines = "\n".join(f"line{place}" for place in range(8))
-    spec = AgentSpec(
-        "task",
-        strategy=Strategy.CHAIN,
-        chain=(ChainPrompt("lines", "list"), ChainPrompt("each", "about {{item}}", for_each="lines")),
-        budget=Budget(max_tokens=61),
-    )
+    spec = AgentSpec("task", strategy=Strategy.CHAIN, chain=MAP, budget=Budget(max_tokens=61))
     model = ScriptedModel([lines, *(["word " * 19 + "end"] * 8)], before=lambda _: asyncio.sleep(0.01))
     end = await end_of(model, spec, tmp_path)
     assert (end.outcome, end.usage.completion_tokens) == (Outcome.TOKEN_LIMIT, 61)

@@ -39,10 +39,7 @@ async def test_idle_is_when_the_last_call_has_ended() -> None:
 
 
 async def test_a_watch_is_ended_by_drain_and_a_call_by_cut_off() -> None:
-    gate = Gate()
-    gate.open()
-    watch, call = (asyncio.create_task(_wait(gate, watch=watch)) for watch in (True, False))
-    await asyncio.sleep(0)
+    gate, watch, call = await _watched()
     gate.drain()
     with pytest.raises(TimeoutError):
         await watch
@@ -56,10 +53,7 @@ async def test_a_watch_is_ended_by_drain_and_a_call_by_cut_off() -> None:
 
 
 async def test_watches_end_and_are_allowed_again_while_calls_go_on() -> None:
-    gate = Gate()
-    gate.open()
-    watch, call = (asyncio.create_task(_wait(gate, watch=watch)) for watch in (True, False))
-    await asyncio.sleep(0)
+    gate, watch, call = await _watched()
     gate.end_watches()
     with pytest.raises(TimeoutError):
         await watch
@@ -76,6 +70,15 @@ async def test_watches_end_and_are_allowed_again_while_calls_go_on() -> None:
     assert not call.done()
     for task in (again, call):
         task.cancel()
+
+
+async def _watched() -> tuple[Gate, asyncio.Task[None], asyncio.Task[None]]:
+    """An open gate, with a watch and another call behind it."""
+    gate = Gate()
+    gate.open()
+    watch, call = (asyncio.create_task(_wait(gate, watch=watch)) for watch in (True, False))
+    await asyncio.sleep(0)
+    return gate, watch, call
 
 
 async def _wait(gate: Gate, *, watch: bool) -> None:
