@@ -155,8 +155,8 @@ def test_any_text_has_a_value_or_an_error(text: str) -> None:
         value = evaluate(text)
     except ArithmeticFailedError:
         return
-    assert isinstance(value, int | float)
-    assert math.isfinite(value)
+    # An integer is finite, and may be too large for a float: 4^600 is.
+    assert isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 async def test_the_tool_restates_the_expression() -> None:
